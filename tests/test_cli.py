@@ -1,0 +1,65 @@
+"""A mistake of the user is one line and status 2; a bug keeps its traceback."""
+
+import argparse
+
+import pytest
+
+from one4d_jax import cli
+from one4d_jax.errors import DataError
+
+
+def parser():
+  made = argparse.ArgumentParser(prog='x')
+  made.add_argument('--steps', type=int, default=3)
+  return made
+
+
+def raiser(error):
+  def main(args):
+    raise error
+
+  return main
+
+
+def test_success_returns_zero_and_sees_the_arguments():
+  seen = []
+  assert cli.run(lambda args: seen.append(args.steps), parser(), ['--steps', '7']) == 0
+  assert seen == [7]
+
+
+@pytest.mark.parametrize(
+  'error, line',
+  [
+    (DataError('clip.mp4 has\nno frames'), 'error: clip.mp4 has no frames'),
+    (FileNotFoundError(2, 'No such file or directory', 'a.mp4'), 'error: a.mp4: No such file or directory'),
+    (OSError('disk on fire'), 'error: disk on fire'),
+    (KeyboardInterrupt(), 'error: interrupted'),
+  ],
+)
+def test_user_errors_are_one_line(capsys, error, line):
+  assert cli.run(raiser(error), parser(), []) == 2
+  out, err = capsys.readouterr()
+  assert (out, err) == ('', line + '\n')
+
+
+@pytest.mark.parametrize('argv', [['--steps', 'many'], ['--stesp', '3'], ['stray']])
+def test_bad_arguments_are_one_line(capsys, argv):
+  assert cli.run(lambda args: None, parser(), argv) == 2
+  err = capsys.readouterr().err
+  assert err.startswith('error: ') and err.count('\n') == 1 and argv[-1] in err
+
+
+def test_debug_raises():
+  with pytest.raises(DataError):
+    cli.run(raiser(DataError('x')), parser(), ['--debug'])
+
+
+def test_bugs_are_not_swallowed():
+  with pytest.raises(KeyError):
+    cli.run(raiser(KeyError('x')), parser(), [])
+
+
+def test_help_exits_zero(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.run(lambda args: None, parser(), ['--help'])
+  assert stop.value.code == 0 and '--debug' in capsys.readouterr().out
