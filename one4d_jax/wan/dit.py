@@ -1,0 +1,232 @@
+"""The Wan2.1 video DiT (Fun-InP: 36 input channels, text and CLIP image cross-attention).
+
+``base = {'embed', 'blocks' [l …], 'head'}``. A block knows nothing of modalities, adapters or the stack around
+it; ``model/dlc.py`` runs two branches over the same tree.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from one4d_jax.checks import checked
+from one4d_jax.nn import embed, rope
+from one4d_jax.nn.attention import attend
+from one4d_jax.nn.layers import Dense, LayerNorm, RMSNorm, layer_norm, stack_layers
+from one4d_jax.wan.config import DiTConfig
+
+
+class Context(NamedTuple):
+  """What every block attends to or is modulated by; equal for both branches."""
+
+  modulation: Float[Array, 'b 6 d']  # from the timestep, float32
+  text: Float[Array, 'b t d']
+  image: Float[Array, 'b i d']
+  cos: Float[Array, 's half']
+  sin: Float[Array, 's half']
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+  """``dtype`` of the arithmetic, ``param_dtype`` of the stored base. Norms, gates and time stay float32."""
+
+  dtype: Any = jnp.bfloat16
+  param_dtype: Any = jnp.bfloat16
+
+
+BFLOAT16 = Precision()
+FLOAT32 = Precision(jnp.float32, jnp.float32)
+
+
+def gated(
+  x: Float[Array, 'b s d'], y: Float[Array, 'b s d'], gate: Float[Array, 'b 1 d']
+) -> Float[Array, 'b s d']:
+  """``x + y * gate`` in float32, back in the dtype of ``x``; Wan keeps the residual stream this way."""
+  return (x.astype(jnp.float32) + y.astype(jnp.float32) * gate).astype(x.dtype)
+
+
+class WanBlock(nn.Module):
+  """Self-attention, cross-attention to text and image tokens, MLP; gates and shifts come from the timestep."""
+
+  cfg: DiTConfig
+  precision: Precision = BFLOAT16
+
+  @nn.compact
+  @checked
+  def __call__(self, x: Float[Array, 'b s d'], context: Context) -> Float[Array, 'b s d']:
+    cfg, precision = self.cfg, self.precision
+    norm = lambda name: RMSNorm(cfg.eps, name=name)
+    heads = lambda y: y.reshape(*y.shape[:-1], cfg.heads, -1)
+
+    def dense(name, features, axes):
+      return Dense(features, axes, dtype=precision.dtype, param_dtype=precision.param_dtype, name=name)
+
+    def project(name, y):
+      return dense(name, cfg.width, ('embed', 'heads'))(y)
+
+    table = self.param(
+      'modulation',
+      nn.with_logical_partitioning(nn.initializers.normal(cfg.width**-0.5), (None, 'embed')),
+      (6, cfg.width),
+      jnp.float32,
+    )
+    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
+      table + context.modulation, 6, axis=1
+    )  # [b 1 d] each
+
+    y = layer_norm(x, cfg.eps) * (1 + scale1) + shift1
+    # q and k are normalised over the whole width, before the split into heads
+    q, k = norm('self_norm_q')(project('self_q', y)), norm('self_norm_k')(project('self_k', y))
+    q, k = (rope.rotate(heads(z), context.cos, context.sin) for z in (q, k))
+    y = attend(q, k, heads(project('self_v', y))).reshape(x.shape)
+    x = gated(x, dense('self_o', cfg.width, ('heads', 'embed'))(y), gate1)
+
+    y = LayerNorm(cfg.eps, name='cross_norm')(x)
+    q = heads(norm('cross_norm_q')(project('cross_q', y)))
+    k = heads(norm('cross_norm_k')(project('cross_k', context.text)))
+    y = attend(q, k, heads(project('cross_v', context.text)))
+    k = heads(norm('cross_norm_k_img')(project('cross_k_img', context.image)))
+    y += attend(q, k, heads(project('cross_v_img', context.image)))
+    x += dense('cross_o', cfg.width, ('heads', 'embed'))(y.reshape(x.shape))
+
+    y = layer_norm(x, cfg.eps) * (1 + scale2) + shift2
+    y = nn.gelu(dense('ffn_in', cfg.ffn_width, ('embed', 'ffn'))(y), approximate=True)
+    y = dense('ffn_out', cfg.width, ('ffn', 'embed'))(y)
+    return gated(x, y, gate2)
+
+
+class WanEmbed(nn.Module):
+  """Latent patches, timestep, text and image features to the width of the blocks."""
+
+  cfg: DiTConfig
+  precision: Precision = BFLOAT16
+
+  def setup(self):
+    cfg = self.cfg
+    dense = lambda features, axes, **kw: Dense(
+      features, axes, dtype=kw.get('dtype', self.precision.dtype), param_dtype=self.precision.param_dtype
+    )
+    self.patch = dense(cfg.width, (None, 'embed'))
+    self.text_in, self.text_out = dense(cfg.width, (None, 'embed')), dense(cfg.width, ('embed', 'heads'))
+    self.time_in = dense(cfg.width, (None, 'embed'), dtype=jnp.float32)
+    self.time_out = dense(cfg.width, ('embed', 'heads'), dtype=jnp.float32)
+    self.time_modulation = dense(6 * cfg.width, ('embed', 'heads'), dtype=jnp.float32)
+    self.image_norm_in, self.image_norm_out = LayerNorm(1e-5), LayerNorm(1e-5)
+    self.image_in, self.image_out = dense(cfg.image_width, (None, None)), dense(cfg.width, (None, 'embed'))
+
+  def tokens(self, x: Float[Array, '*b f h w 36']) -> Float[Array, '*b s d']:
+    return self.patch(embed.patchify(x, self.cfg.patch))
+
+  def time(self, timestep: Float[Array, 'b']) -> tuple[Float[Array, 'b d'], Float[Array, 'b 6 d']]:
+    """``(e, modulation)``: ``e`` modulates the head, its projection the blocks. ``timestep`` is 0..1000. Float32."""
+    e = self.time_out(nn.silu(self.time_in(embed.sinusoid(timestep, self.cfg.freq_width))))
+    return e, self.time_modulation(nn.silu(e)).reshape(e.shape[0], 6, -1)
+
+  def context(
+    self, text: Float[Array, 'b t c'], image: Float[Array, 'b i ci']
+  ) -> tuple[Float[Array, 'b t d'], Float[Array, 'b i d']]:
+    """Text rows past a prompt's length are zeros *here*; the MLP makes them a constant that is attended to."""
+    text = self.text_out(nn.gelu(self.text_in(text), approximate=True))
+    image = nn.gelu(self.image_in(self.image_norm_in(image)), approximate=False)
+    return text, self.image_norm_out(self.image_out(image)).astype(text.dtype)
+
+  def __call__(self, x, timestep, text, image):
+    return self.tokens(x), *self.time(timestep), *self.context(text, image)
+
+
+class WanHead(nn.Module):
+  """Modulated norm and projection of tokens to latent patches, float32."""
+
+  cfg: DiTConfig
+  precision: Precision = BFLOAT16
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*m b s d'], e: Float[Array, 'b d']) -> Float[Array, '*m b s p']:
+    cfg = self.cfg
+    table = self.param(
+      'modulation',
+      nn.with_logical_partitioning(nn.initializers.normal(cfg.width**-0.5), (None, 'embed')),
+      (2, cfg.width),
+      jnp.float32,
+    )
+    shift, scale = jnp.split(table + e[:, None], 2, axis=1)
+    pt, ph, pw = cfg.patch
+    out = Dense(
+      pt * ph * pw * cfg.out_channels,
+      ('embed', None),
+      dtype=jnp.float32,
+      param_dtype=self.precision.param_dtype,
+      name='out',
+    )
+    return out(layer_norm(x, cfg.eps) * (1 + scale) + shift)
+
+
+def init_base(key: jax.Array, cfg: DiTConfig, precision: Precision = BFLOAT16) -> dict:
+  """Random base tree, blocks stacked over layers, every leaf boxed with its logical axes."""
+  key_embed, key_blocks, key_head = jax.random.split(key, 3)
+  f32 = lambda *shape: jnp.zeros(shape, jnp.float32)
+  token = jnp.zeros((1, 1, cfg.width), precision.dtype)
+  half = cfg.width // cfg.heads // 2
+  context = Context(f32(1, 6, cfg.width), token, token, f32(1, half), f32(1, half))
+  x = jnp.zeros((1, *cfg.patch, cfg.in_channels), precision.dtype)
+  text, image = f32(1, 1, cfg.text_width), f32(1, 1, cfg.image_width)
+  block = WanBlock(cfg, precision)
+  return {
+    'embed': WanEmbed(cfg, precision).init(key_embed, x, f32(1), text, image)['params'],
+    'blocks': stack_layers(lambda k: block.init(k, token, context)['params'], key_blocks, cfg.layers),
+    'head': WanHead(cfg, precision).init(key_head, token, f32(1, cfg.width))['params'],
+  }
+
+
+@checked
+def embed_inputs(
+  cfg: DiTConfig,
+  base: dict,
+  grid: tuple[int, int, int],
+  timestep: Float[Array, 'b'],
+  text: Float[Array, 'b t c'],
+  image: Float[Array, 'b i ci'],
+  precision: Precision = BFLOAT16,
+) -> tuple[Float[Array, 'b d'], Context]:
+  """``(e, context)`` shared by both branches. ``grid`` counts tokens along frames, rows, columns."""
+  module = WanEmbed(cfg, precision)
+  e, modulation = module.apply({'params': base['embed']}, timestep, method='time')
+  text, image = module.apply({'params': base['embed']}, text, image, method='context')
+  cos, sin = map(jnp.asarray, rope.tables(grid, cfg.width // cfg.heads))
+  return e, Context(modulation, text, image, cos, sin)
+
+
+def token_grid(cfg: DiTConfig, shape: tuple[int, ...]) -> tuple[int, int, int]:
+  """Tokens along (frames, rows, columns) of a latent ``[… f h w c]``."""
+  return tuple(n // p for n, p in zip(shape[-4:-1], cfg.patch, strict=True))
+
+
+@checked
+def velocity(
+  cfg: DiTConfig,
+  base: dict,
+  x: Float[Array, 'b f h w c'],
+  timestep: Float[Array, 'b'],
+  text: Float[Array, 'b t ct'],
+  image: Float[Array, 'b i ci'],
+  *,
+  precision: Precision = BFLOAT16,
+  remat: bool = True,
+) -> Float[Array, 'b f h w out']:
+  """The base model alone. ``x`` is noisy latent, mask and condition latent: 16 + 4 + 16 channels; float32 out."""
+  grid = token_grid(cfg, x.shape)
+  e, context = embed_inputs(cfg, base, grid, timestep, text, image, precision)
+  tokens = WanEmbed(cfg, precision).apply({'params': base['embed']}, x, method='tokens')
+  block = WanBlock(cfg, precision)
+
+  def layer(x, params):
+    return block.apply({'params': params}, x, context), None
+
+  tokens, _ = jax.lax.scan(
+    jax.checkpoint(layer, prevent_cse=False) if remat else layer, tokens, base['blocks']
+  )
+  out = WanHead(cfg, precision).apply({'params': base['head']}, tokens, e)
+  return embed.unpatchify(out, grid, cfg.patch)
