@@ -29,9 +29,7 @@ QUANTILE = 0.98
 
 
 def _require(array: np.ndarray, name: str, layout: str, shape: tuple) -> None:
-  if array.ndim != len(shape) or any(
-    want not in (None, got) for want, got in zip(shape, array.shape, strict=True)
-  ):
+  if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
     raise ShapeError(f'{name}: expected {layout}, here {shape} with None for any size; got {array.shape}')
 
 
@@ -75,14 +73,10 @@ def normalise(
     raise DataError('pointmap: no valid pixel in the clip, so it has no scale; drop this clip')
   if not np.isfinite(points).all():
     raise DataError('pointmap: valid pixels hold NaN or infinity; mark them invalid first')
-  reach = np.quantile(
-    np.stack([points[:, 2], 2 * np.abs(points[:, 0]), 2 * np.abs(points[:, 1])]), QUANTILE, axis=1
-  )
+  reach = np.quantile(np.stack([points[:, 2], 2 * np.abs(points[:, 0]), 2 * np.abs(points[:, 1])]), QUANTILE, axis=1)
   S = float(reach.max())
   if S <= 0:
-    raise DataError(
-      f'pointmap: extent must be positive, got {S}; every valid point is at or behind the first camera'
-    )
+    raise DataError(f'pointmap: extent must be positive, got {S}; every valid point is at or behind the first camera')
   scaled = np.where(valid[..., None], pointmap, 0) * np.float32(2 / S)
   scaled[..., 2] -= 1
   return scaled.astype(np.float32), S
