@@ -1,0 +1,55 @@
+"""A scene survives the disk; what is not a scene is named."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from one4d_jax.errors import DataError, ShapeError
+from one4d_jax.viewer import scene as scenes
+from tests.viewer.scenes import small_scene
+
+
+def test_save_and_load_return_the_same_arrays(tmp_path):
+  scene = dataclasses.replace(small_scene(), scale=np.float32(2.5))
+  scene.save(tmp_path)
+  for back in (scenes.load(tmp_path), scenes.load(tmp_path / 'scene.npz')):
+    for field in dataclasses.fields(scene):
+      want, got = getattr(scene, field.name), getattr(back, field.name)
+      assert got.dtype == want.dtype and np.array_equal(got, want), field.name
+
+
+def test_types_are_those_of_the_format(tmp_path):
+  scene = small_scene()
+  with np.load(scene.save(tmp_path), allow_pickle=False) as stored:
+    kinds = {name: stored[name].dtype.str[1:] for name in stored.files}
+  assert kinds == {
+    'rgb': 'u1', 'pointmap': 'f4', 'depth': 'f4', 'valid': 'b1', 'K': 'f4', 'world_from_cam': 'f4',
+    'observed': 'b1', 'residual': 'f4', 'scale': 'f4',
+  }  # fmt: skip
+  assert np.isnan(scene.scale) and (scene.frames, scene.size) == (5, (24, 32))
+
+
+@pytest.mark.parametrize('name', ['rgb', 'pointmap', 'depth', 'valid', 'K', 'world_from_cam', 'observed', 'residual'])
+def test_shapes_must_agree(name):
+  scene = small_scene()
+  with pytest.raises(ShapeError, match='expected shape'):
+    dataclasses.replace(scene, **{name: getattr(scene, name)[:-1]})
+
+
+def test_what_is_not_a_scene_is_a_data_error(tmp_path):
+  scene = small_scene()
+  arrays = {f.name: getattr(scene, f.name) for f in dataclasses.fields(scene)}
+  cases = {'lacks depth': {k: v for k, v in arrays.items() if k != 'depth'}}
+  cases['inconsistent'] = arrays | {'K': scene.K[:2]}
+  cases['cannot be read'] = arrays | {'K': np.array([{'a': 1}], dtype=object)}  # would need pickle
+  for words, stored in cases.items():
+    np.savez(tmp_path / 'scene.npz', **stored)
+    with pytest.raises(DataError, match=words):
+      scenes.load(tmp_path)
+  for data in (b'', b'not a zip', (tmp_path / 'scene.npz').read_bytes()[:500]):
+    (tmp_path / 'scene.npz').write_bytes(data)
+    with pytest.raises(DataError, match='cannot be read'):
+      scenes.load(tmp_path)
+  with pytest.raises(DataError, match='does not exist'):
+    scenes.load(tmp_path / 'nowhere')
