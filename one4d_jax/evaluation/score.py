@@ -1,0 +1,100 @@
+"""One clip, one prediction, one row: cameras are fitted to the predicted pointmap and compared with the true ones."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from one4d_jax.data.clip import Clip
+from one4d_jax.errors import DataError
+from one4d_jax.evaluation.benchmarks import video
+from one4d_jax.evaluation.depth import depth_metrics
+from one4d_jax.evaluation.trajectory import trajectory_metrics
+from one4d_jax.evaluation.video import psnr
+from one4d_jax.model import pointmap
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+  """What a pointmap video says: depth and cameras, up to one scale."""
+
+  depth: Float[np.ndarray, 'F H W']
+  K: Float[np.ndarray, 'F 3 3']
+  world_from_cam: Float[np.ndarray, 'F 4 4']
+  residual: float
+
+
+def geometry(code: Float[np.ndarray, 'F H W 3']) -> Geometry:
+  """Depth and cameras of a decoded XYZ video.
+
+  Every pixel gets a depth, since all that are true will be scored: the z of its point in the fitted camera; where no
+  point is shown, the largest depth of the clip.
+
+  Raises:
+    DataError: too few valid pixels to fit a camera.
+  """
+  from one4d_jax.postopt.fit import fit_cameras
+
+  points = pointmap.denormalise(pointmap.undo_soft_limit(code))
+  cameras = fit_cameras(points, pointmap.observation_from_code(code))
+  cam_from_world = np.linalg.inv(cameras.world_from_cam.astype(np.float64))
+  z = np.einsum('fi,fhwi->fhw', cam_from_world[:, 2, :3], points) + cam_from_world[:, 2, 3, None, None]
+  shown = pointmap.valid_from_code(code)
+  if not shown.any():
+    raise DataError('the predicted pointmap shows no valid pixel')
+  depth = np.where(shown, z, z[shown].max())
+  return Geometry(depth, cameras.K, cameras.world_from_cam, float(np.nanmean(cameras.residual)))
+
+
+def score(
+  clip: Clip, code: Float[np.ndarray, 'F H W 3'], rgb: Float[np.ndarray, 'F H W 3'] | None, *, align: str
+) -> dict[str, Any]:
+  """The row of a prediction: errors as JSON-able numbers, ``None`` where one does not apply.
+
+  Args:
+    code: the decoded, normalised XYZ video.
+    rgb: the generated video in [-1, 1], if the method makes one.
+    align: of depth, see ``depth_metrics``.
+  """
+  row: dict[str, Any] = {'clip': clip.meta['id'], 'level': clip.meta['level'], 'failed': ''}
+  row['psnr'] = None if rgb is None else psnr(rgb, video(clip.rgb))
+  shown = pointmap.valid_from_code(code)
+  row['valid_iou'] = float((shown & clip.valid).sum() / max((shown | clip.valid).sum(), 1))
+  try:
+    found = geometry(code)
+  except DataError as error:  # an untrained model may show nothing a camera could be fitted to
+    return row | {'failed': str(error)}
+  depth = depth_metrics(found.depth, clip.depth, clip.valid, align=align)
+  path = trajectory_metrics(found.world_from_cam, clip.world_from_cam)
+  focal, true_focal = (np.mean(K[:, [0, 1], [0, 1]]) for K in (found.K, clip.K))
+  return row | {
+    **dataclasses.asdict(depth),
+    'focal_error': float(abs(focal - true_focal) / true_focal),
+    'ate': path.ate,
+    'rpe_t': path.rpe_t,
+    'rpe_r': path.rpe_r,
+    'still': path.degenerate,
+    'residual': found.residual,
+  }
+
+
+def true_pointmap(clip: Clip) -> Float[np.ndarray, 'F H W 3']:
+  """The XYZ video that a perfect model would decode."""
+  points = pointmap.from_depth(clip.depth, clip.K, clip.world_from_cam)
+  return pointmap.encode_input(pointmap.normalise(points, clip.valid)[0], clip.valid)
+
+
+def mean_pointmap(clips, *, progress=lambda clips: clips) -> Float[np.ndarray, 'F H W 3']:
+  """The XYZ video that knows nothing of its input: the mean normalised pointmap of ``clips``, coded like any other.
+
+  A pixel is invalid where more than half of the clips are.
+  """
+  total = seen = count = 0
+  for clip in progress(clips):
+    points, _ = pointmap.normalise(pointmap.from_depth(clip.depth, clip.K, clip.world_from_cam), clip.valid)
+    total = total + np.where(clip.valid[..., None], points, 0).astype(np.float64)
+    seen = seen + clip.valid
+    count += 1
+  mean = (total / np.maximum(seen, 1)[..., None]).astype(np.float32)
+  return pointmap.encode_input(mean, 2 * seen >= count)

@@ -1,0 +1,116 @@
+"""The benchmark end to end, with stand-ins for the model: an oracle, and one that shows nothing."""
+
+import dataclasses
+import json
+import types
+
+import numpy as np
+import pytest
+
+from one4d_jax import evaluate
+from one4d_jax.errors import ConfigError
+from one4d_jax.evaluation import benchmarks, report, score
+from one4d_jax.evaluation.benchmarks import EvalConfig
+from one4d_jax.model import bundle
+from one4d_jax.model import generate as model
+
+SIZE = {'frames': 5, 'height': 32, 'width': 32}
+
+
+@dataclasses.dataclass(frozen=True)
+class Oracle:
+  """Knows every held-out clip by its first frame. Untrained, it shows invalid pixels only."""
+
+  trained: bool = True
+  name: str = 'oracle'
+  hash: str = '0123456789abcdef'
+  config = types.SimpleNamespace(**SIZE)
+
+  def untrained(self):
+    return Oracle(trained=False)
+
+
+@pytest.fixture
+def oracle(monkeypatch):
+  calls = []
+  clips = [benchmarks.held_out_clip(*name, **SIZE) for name in benchmarks.names(EvalConfig().levels, 2)]
+  codes = {benchmarks.video(clip.rgb)[0].tobytes(): score.true_pointmap(clip) for clip in clips}
+
+  def generate(bundle, video, observed, prompt, *, seed=0, **options):
+    calls.append((bundle.trained, observed, prompt, options))
+    code = codes[video[0].tobytes()]
+    return types.SimpleNamespace(rgb=video * 0.99, xyz=code if bundle.trained else np.full_like(code, -1))
+
+  monkeypatch.setattr(model, 'generate', generate)
+  monkeypatch.setattr(bundle, 'load', lambda path: Oracle())
+  return calls
+
+
+def test_oracle_is_perfect_and_nothing_is_reported_as_failed(oracle, tmp_path, capsys):
+  options = ['--config', 'configs/eval.py:procedural', '--out', str(tmp_path), '--config.clips=2']
+  options += ['--config.train_clips=3', '--config.steps=7', '--config.solver=unipc']
+  assert evaluate.main(options) == 0
+  assert oracle[0][3] == {'steps': 7, 'solver': 'unipc'} and oracle[0][1].all() and oracle[0][2]
+  pooled = json.loads((tmp_path / 'report.json').read_text())['pooled']
+  model, mean, untrained = (pooled[m]['all'] for m in ('model', 'mean', 'untrained'))
+  assert model['abs_rel'] < 0.01 and model['delta1'] > 0.99 and model['focal_error'] < 0.01 and model['psnr'] > 40
+  assert mean['abs_rel'] > 5 * model['abs_rel'] and mean['psnr'] is None
+  assert untrained['failed'] == 2 and untrained['abs_rel'] is None and untrained['valid_iou'] == 0
+  shown = capsys.readouterr().out
+  assert '| model' in shown and 'proc4d-test-easy-00000000' in shown and not list(tmp_path.rglob('*.part'))
+
+  made = len(oracle)  # a second run reads what is there; another configuration is not mixed in
+  assert evaluate.main(options) == 0 and len(oracle) == made
+  assert evaluate.main([*options, '--config.steps=8']) == 2
+  assert 'another config' in capsys.readouterr().err
+
+
+def test_without_arguments_it_explains_itself(capsys):
+  assert evaluate.main([]) == 0
+  assert 'configs/eval.py:procedural' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (['--config', 'configs/no.py'], 'no config file'),
+    (['--config', 'configs/eval.py:sintel'], 'choose from procedural'),
+    (['--config', 'configs/eval.py', '--config.clip=3'], "unknown config key 'clip'"),
+    (['--config', 'configs/eval.py', '--config.clips=many'], 'must be of type int'),
+    (['--config', 'configs/eval.py', '--config.task=text'], 'task='),
+    (['--config', 'configs/eval.py', '--config.methods=[vae]'], "names 'vae'"),
+  ],
+)
+def test_mistakes_are_one_line(options, message, capsys):
+  assert evaluate.main(options) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count('\n') == 1
+
+
+def test_presets_differ_from_the_default_as_named():
+  assert evaluate.load_config('configs/eval.py') == EvalConfig()
+  assert evaluate.load_config('configs/eval.py:sparse', ['fraction=0.1']) == EvalConfig(task='sparse', fraction=0.1)
+
+
+def test_levels_take_turns():
+  names = benchmarks.names(EvalConfig().levels, 5)
+  assert names == [('easy', 0), ('medium', 0), ('hard', 0), ('easy', 1), ('medium', 1)]
+
+
+def test_mean_pointmap_of_one_clip_is_that_clip():
+  clip = benchmarks.train_clip('easy', 0, **SIZE)
+  np.testing.assert_allclose(score.mean_pointmap([clip, clip]), score.true_pointmap(clip), atol=1e-6)
+
+
+def test_still_cameras_and_failures_stay_out_of_the_means_they_would_spoil():
+  row = {'failed': '', 'still': False, 'psnr': 20.0, 'ate': 1.0, 'rpe_t': 1.0, 'abs_rel': 0.1, 'pixels': 10}
+  rows = [row, row | {'still': True, 'ate': 99.0, 'abs_rel': 0.4, 'pixels': 20}, {'failed': 'x', 'psnr': 5.0}]
+  pooled = report.pool(rows)
+  assert (pooled['clips'], pooled['failed'], pooled['still']) == (3, 1, 1)
+  np.testing.assert_allclose((pooled['ate'], pooled['abs_rel'], pooled['psnr']), (1, 0.3, 15))
+  assert pooled['rpe_r'] is None
+
+
+def test_benchmark_config_names_all_problems():
+  with pytest.raises(ConfigError, match=r'benchmark=.*align='):
+    EvalConfig(benchmark='kitti', align='affine').check()
