@@ -9,7 +9,7 @@ Policy, the same for every input and written to the log and to ``run.json``:
   padding   a clip of fewer frames is padded to the next 4n+1 by repeating the last one; ``known`` counts the
             real ones, and callers cut every output to it
 
-One image is the first of F frames: the rest are for the model to generate.
+An input of one frame is the first of F: the rest are for the model to generate, and hold its repeats until then.
 """
 
 import dataclasses
@@ -77,14 +77,14 @@ def read(
     pictures = source.frames(chosen, shrink)
 
   known = len(chosen)
-  length = frames if source.kind == 'image' else 4 * -(-(known - 1) // 4) + 1
+  length = frames if known == 1 else 4 * -(-(known - 1) // 4) + 1
   video = np.stack(pictures + [pictures[-1]] * (length - known)).astype(np.float32) / 127.5 - 1
   return Media(
     video=video,
     known=known,
     kind=source.kind,
     fps=_rate(source, chosen, fps),
-    policy=_policy(source, chosen, size=(width, height), padding=length - known),
+    policy=_policy(source, chosen, size=(width, height), padding=length - known if known > 1 else 0),
   )
 
 
@@ -137,7 +137,7 @@ def _policy(source: Source, chosen: list[int], *, size: tuple[int, int], padding
     'resize': 'lanczos, antialiased',
     'frames': f'{len(chosen)} of {len(source.times)}, spread evenly' if spread else 'all',
     'indices': chosen,
-    'padding': 0 if source.kind == 'image' else padding,
+    'padding': padding,
     'notes': source.notes,
   }
 

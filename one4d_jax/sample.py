@@ -1,0 +1,178 @@
+"""Make a 4D scene from text, an image, some frames or a video.
+
+python -m one4d_jax.sample                                     the embedded model on the bundled example
+python -m one4d_jax.sample --input clip.mp4 --out out/         a whole video
+python -m one4d_jax.sample --input clip.mp4 --observed 0,8,16  some of its frames
+python -m one4d_jax.sample --input photo.jpg --prompt "..."    an image
+python -m one4d_jax.sample --prompt "a red ball rolls"         text alone
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import platform
+import shlex
+import sys
+import time
+
+from one4d_jax import cli
+
+SOLVERS = ('euler', 'unipc', 'dpm++')
+SLOWEST = 5.0  # frames a second at which a scene is played; frames chosen from a long clip lie further apart
+
+
+def parser() -> argparse.ArgumentParser:
+  """The command line."""
+  p = argparse.ArgumentParser(
+    prog='python -m one4d_jax.sample', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  p.add_argument('--input', metavar='FILE_OR_FOLDER', help='image, video, animation, or folder of frames')
+  text = p.add_mutually_exclusive_group()
+  text.add_argument('--prompt', metavar='TEXT', help='what the scene shows')
+  text.add_argument('--prompt-file', metavar='FILE', help='the same from a text file')
+  p.add_argument('--out', metavar='DIR', default='out', help='folder of the scene (default: %(default)s)')
+  p.add_argument('--overwrite', action='store_true', help='replace a scene that is there')
+  p.add_argument('--observed', metavar='I,J,...', help='frames given to the model, counted after frame choice; '
+                 'default: all')  # fmt: skip
+  p.add_argument('--sparsity', metavar='FRACTION', type=float, help='or: this part of them, first and last included')
+  p.add_argument('--weights', metavar='DIR', help='a bundle; default: the embedded tiny model')
+  p.add_argument('--seed', metavar='N', type=int, default=0, help='default: %(default)s')
+  own = 'default: the bundle says'
+  p.add_argument('--steps', metavar='N', type=int, help=f'solver steps; {own}')
+  p.add_argument('--guidance', metavar='G', type=float, help=f'classifier-free guidance; {own}')
+  p.add_argument('--shift', metavar='S', type=float, help=f'timestep shift; {own}')
+  p.add_argument('--solver', choices=SOLVERS, help=own)
+  return p
+
+
+def main(args: argparse.Namespace) -> None:
+  """Checks and reads everything the user gave, then loads the networks, samples, fits cameras and writes."""
+  from one4d_jax import request as requests
+
+  request = requests.read(args)
+  print(*request.log, sep='\n')
+  clock = Clock()
+  with clock('import and load'):
+    bundle = load_bundle(request.weights)
+  with clock('sample'):
+    made, settings = sample(bundle, request, args)
+  with clock('fit cameras'):
+    scene, focal_std = build_scene(made, request)
+  playback = max(request.fps, SLOWEST)
+  if playback != request.fps:
+    request.log.append(f'playback: {playback:g} fps, faster than life: the frames lie {1 / request.fps:.2f} s apart')
+    print(request.log[-1])
+  run = {
+    'command': shlex.join(['python', '-m', 'one4d_jax.sample', *sys.argv[1:]]),
+    'task': request.task,
+    'prompt': request.prompt,
+    'input': request.policy,
+    'observed': request.observed[: request.given].nonzero()[0].tolist(),
+    'fps': {'in_time': request.fps, 'playback': playback},
+    'seed': args.seed,
+    'sampling': settings,
+    'config': dataclasses.asdict(bundle.config),
+    'weights': {'name': bundle.name, 'hash': bundle.hash, 'path': str(request.weights)},
+    'cameras': {
+      'focal': float(scene.K[:, 0, 0].mean()),
+      'focal_std': float(focal_std),
+      'residual': [None if r != r else round(float(r), 6) for r in scene.residual],
+      'valid': round(float(scene.valid.mean()), 4),
+    },
+    'timings_s': clock.seconds,
+    'versions': versions(),
+    'finished': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+  }
+  from one4d_jax.viewer.export import write_scene
+
+  paths = write_scene(scene, request.out, run=run, overwrite=args.overwrite, fps=playback)
+  print('timings:', ', '.join(f'{name} {seconds:.1f} s' for name, seconds in clock.seconds.items()))
+  print(*paths, sep='\n')
+
+
+def load_bundle(path):
+  """The networks of a folder. Imports JAX."""
+  from one4d_jax.model import bundle
+
+  return bundle.load(path)
+
+
+def sample(bundle, request, args: argparse.Namespace):
+  """``(generated videos, the settings used)``, with a progress bar over the solver's steps."""
+  from tqdm import tqdm
+
+  from one4d_jax.model.generate import generate
+
+  names = ('steps', 'guidance', 'shift', 'solver')
+  settings = {n: getattr(bundle.config, n) if getattr(args, n) is None else getattr(args, n) for n in names}
+  with tqdm(total=settings['steps'], desc='sampling', unit='step') as bar:
+    made = generate(
+      bundle,
+      request.video,
+      request.observed,
+      request.prompt,
+      seed=args.seed,
+      progress=lambda step: bar.update(),
+      **settings,
+    )
+  return made, settings
+
+
+def build_scene(made, request):
+  """The scene of generated videos, up to scale, and the uncertainty of its focal length in pixels.
+
+  Cameras are fitted to points that the code of pointmaps leaves on their rays. Depth there is the fit's; other valid
+  pixels have the z of their point in the fitted camera.
+  """
+  import numpy as np
+
+  from one4d_jax.model import pointmap
+  from one4d_jax.postopt.fit import fit_cameras
+  from one4d_jax.viewer.scene import Scene
+
+  code = np.asarray(made.xyz)[: request.given]
+  points = pointmap.denormalise(pointmap.undo_soft_limit(code))
+  fit = fit_cameras(points, pointmap.observation_from_code(code))
+  cam_from_world = np.linalg.inv(fit.world_from_cam.astype(np.float64))
+  z = np.einsum('fi,fhwi->fhw', cam_from_world[:, 2, :3], points) + cam_from_world[:, 2, 3, None, None]
+  depth = np.where(fit.depth > 0, fit.depth, z)
+  valid = pointmap.valid_from_code(code) & (depth > 0)
+  scene = Scene(
+    rgb=np.round((np.clip(made.rgb[: request.given], -1, 1) + 1) * 127.5),
+    pointmap=points,
+    depth=np.where(valid, depth, 0),
+    valid=valid,
+    K=fit.K,
+    world_from_cam=fit.world_from_cam,
+    observed=request.observed[: request.given],
+    residual=fit.residual,
+  )
+  return scene, fit.focal_std
+
+
+class Clock:
+  """Wall-clock seconds of named parts: ``with clock('load'): ...``."""
+
+  def __init__(self):
+    self.seconds: dict[str, float] = {}
+
+  @contextlib.contextmanager
+  def __call__(self, name: str):
+    start = time.perf_counter()
+    yield
+    self.seconds[name] = round(time.perf_counter() - start, 2)
+
+
+def versions() -> dict[str, str]:
+  """Of Python, this package, and what the numbers depend on."""
+  from one4d_jax import __version__
+
+  packages = ('jax', 'jaxlib', 'flax', 'numpy', 'av', 'pillow', 'viser')
+  found = {name: importlib.metadata.version(name) for name in packages}
+  return {'one4d_jax': __version__, 'python': platform.python_version(), 'platform': platform.platform(), **found}
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main, parser()))

@@ -1,0 +1,61 @@
+"""Look at a scene in the browser: ``python -m one4d_jax.view out/``. Ctrl-C ends it."""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import sys
+import time
+
+from one4d_jax import cli
+
+
+def parser() -> argparse.ArgumentParser:
+  """The command line."""
+  p = argparse.ArgumentParser(prog='python -m one4d_jax.view', description=__doc__)
+  p.add_argument('scene', metavar='DIR', help='a folder written by python -m one4d_jax.sample')
+  p.add_argument('--port', type=int, default=8080, help='default: %(default)s, or the next free one')
+  p.add_argument('--host', default='127.0.0.1', help='0.0.0.0 lets other machines connect (default: %(default)s)')
+  return p
+
+
+def main(args: argparse.Namespace) -> None:
+  """Loads the scene, serves it, and moves time on until interrupted."""
+  from one4d_jax.viewer import html
+  from one4d_jax.viewer import scene as scenes
+
+  scene = scenes.load(args.scene)
+  with html.serving(host=args.host, port=args.port) as server, contextlib.suppress(KeyboardInterrupt):
+    nodes = html.populate(server, scene)
+    frame = server.gui.add_slider('frame', 0, max(scene.frames - 1, 1), 1, 0)
+    playing = server.gui.add_checkbox('play', scene.frames > 1)
+    rate = server.gui.add_slider('frames / s', 1, 30, 1, round(playback_rate(pathlib.Path(args.scene))))
+    print(f'http://{args.host}:{server.get_port()}  (Ctrl-C to end)', flush=True)
+    play(nodes, frame, playing, rate)
+
+
+def play(nodes, frame, playing, rate) -> None:
+  """Shows the slider's frame, for ever; advances it while ``playing``."""
+  shown = 0
+  while True:
+    wanted = min(int(frame.value), len(nodes) - 1)
+    if wanted != shown:
+      nodes[wanted].show(True)
+      nodes[shown].show(False)
+      shown = wanted
+    time.sleep(1 / rate.value if playing.value else 0.05)
+    if playing.value and frame.value == wanted:  # unless the user moved it meanwhile
+      frame.value = (wanted + 1) % len(nodes)
+
+
+def playback_rate(folder: pathlib.Path) -> float:
+  """Frames a second that the scene was written for; 8 where ``run.json`` does not say."""
+  try:
+    rate = float(json.loads((folder / 'run.json').read_text())['fps']['playback'])
+  except (OSError, ValueError, KeyError, TypeError):
+    return 8.0
+  return min(max(rate, 1.0), 30.0)
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main, parser()))
