@@ -1,8 +1,9 @@
-"""Rigid motions as 4x4 matrices, the mathematics by jaxlie. Tangents are (v, omega): translation first."""
+"""Rigid motions as 4x4 matrices, exponential and logarithm by jaxlie. Tangents are (v, omega): translation first."""
 
 import functools
 
 import jax
+import jax.numpy as jnp
 import jaxlie
 from jaxtyping import Array, Float
 
@@ -33,16 +34,26 @@ def log(matrix: Float[Array, '*b 4 4']) -> Float[Array, '*b 6']:
   return jaxlie.SE3.from_matrix(matrix).log()
 
 
+def _assemble(rotation: Float[Array, '*b 3 3'], translation: Float[Array, '*b 3']) -> Float[Array, '*b 4 4']:
+  top = jnp.concatenate([rotation, translation[..., None]], axis=-1)
+  bottom = jnp.broadcast_to(jnp.asarray([0, 0, 0, 1], top.dtype), (*top.shape[:-2], 1, 4))
+  return jnp.concatenate([top, bottom], axis=-2)
+
+
 @_motion
 def inverse(matrix: Float[Array, '*b 4 4']) -> Float[Array, '*b 4 4']:
   """The motion back."""
-  return jaxlie.SE3.from_matrix(matrix).inverse().as_matrix()
+  back = jnp.swapaxes(matrix[..., :3, :3], -1, -2)
+  return _assemble(back, -(back @ matrix[..., :3, 3:])[..., 0])
 
 
 @_motion
 def compose(a: Float[Array, '*b 4 4'], b: Float[Array, '*b 4 4']) -> Float[Array, '*b 4 4']:
-  """``a b``, with its rotation put back on SO(3): chains of any length stay rigid."""
-  return jaxlie.SE3.from_matrix(a @ b).normalize().as_matrix()
+  """``a b``. A Newton step R (3 - R^T R) / 2 puts the rotation back on SO(3): chains of any length stay rigid."""
+  product = a @ b
+  rotation = product[..., :3, :3]
+  drift = jnp.swapaxes(rotation, -1, -2) @ rotation - jnp.eye(3, dtype=rotation.dtype)
+  return _assemble(rotation - 0.5 * rotation @ drift, product[..., :3, 3])
 
 
 @_motion

@@ -130,7 +130,7 @@ def _problem(points: np.ndarray, valid: np.ndarray, stride: int) -> Problem:
   return Problem(
     jnp.asarray(points[:, grid, grid].reshape(frames, -1, 3)),
     jnp.asarray(pixels, jnp.float32),
-    jnp.asarray(valid[:, grid, grid].reshape(frames, -1)),
+    jnp.asarray(valid[:, grid, grid].reshape(frames, -1), jnp.float32),
   )
 
 
@@ -159,8 +159,8 @@ class _Fit:
 
   def __init__(self, problem: Problem, options: FitOptions, usable: np.ndarray):
     self.options, self.frames = options, len(usable)
-    self.problem = dataclasses.replace(problem, valid=problem.valid & jnp.asarray(usable)[:, None])
-    self.valid, self.used = np.asarray(self.problem.valid), np.flatnonzero(usable)
+    self.problem = dataclasses.replace(problem, weight=problem.weight * jnp.asarray(usable, jnp.float32)[:, None])
+    self.valid, self.used = np.asarray(self.problem.weight) > 0, np.flatnonzero(usable)
     self.focals = 1 if options.focal == 'shared' else self.frames
 
   def run(self, solution: Solution) -> Solution:

@@ -16,7 +16,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from one4d_jax.geometry.camera import HIGHEST
 
@@ -30,7 +30,7 @@ class Problem:
 
   points: Float[Array, 'F P 3']
   pixels: Float[Array, 'P 2']  # from the principal point
-  valid: Bool[Array, 'F P']
+  weight: Float[Array, 'F P']  # 1, or 0 where nothing is observed
 
 
 @jax.tree_util.register_dataclass
@@ -73,11 +73,11 @@ def depth_and_miss(problem: Problem, solution: Solution) -> tuple[Float[Array, '
   """The best depth and ||e|| of each pixel; zero where invalid. One frame at a time, so any resolution fits."""
 
   def one(frame):
-    points, valid, pose, log_focal = (x[None] for x in frame)
-    _, _, depth, _, e = _split(Problem(points, problem.pixels, valid), Solution(pose, log_focal))
-    return jnp.where(valid, depth, 0)[0], jnp.where(valid, jnp.linalg.norm(e, axis=-1), 0)[0]
+    points, weight, pose, log_focal = (x[None] for x in frame)
+    _, _, depth, _, e = _split(Problem(points, problem.pixels, weight), Solution(pose, log_focal))
+    return jnp.where(weight > 0, depth, 0)[0], jnp.where(weight > 0, jnp.linalg.norm(e, axis=-1), 0)[0]
 
-  return jax.lax.map(one, (problem.points, problem.valid, solution.pose, solution.log_focal))
+  return jax.lax.map(one, (problem.points, problem.weight, solution.pose, solution.log_focal))
 
 
 @jax.jit
@@ -92,7 +92,7 @@ def normal_equations(
   """
   y, r, depth, basis, e = _split(problem, solution)
   size = jnp.linalg.norm(e, axis=-1)
-  share = problem.valid / jnp.maximum(problem.valid.sum(), 1).astype(y.dtype) / unit
+  share = problem.weight / problem.weight.sum() / unit
   cost = (share * jnp.where(size <= delta, size * size / 2, delta * (size - delta / 2))).sum()
   weight = share * jnp.minimum(1, delta / jnp.maximum(size, 1e-30))
   turn = jnp.cross(basis, jnp.broadcast_to(y[..., None, :], basis.shape))  # b . [Y]x
