@@ -107,14 +107,19 @@ def sample(bundle, request, args: argparse.Namespace):
 
   names = ('steps', 'guidance', 'shift', 'solver')
   settings = {n: getattr(bundle.config, n) if getattr(args, n) is None else getattr(args, n) for n in names}
-  with tqdm(total=settings['steps'], desc='sampling', unit='step') as bar:
+  with tqdm(total=settings['steps'], desc='compiling', unit='step') as bar:
+
+    def progress(step: int) -> None:
+      bar.set_description('sampling', refresh=False)
+      bar.update()
+
     made = generate(
       bundle,
       request.video,
       request.observed,
       request.prompt,
       seed=args.seed,
-      progress=lambda step: bar.update(),
+      progress=progress,
       **settings,
     )
   return made, settings

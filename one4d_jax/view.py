@@ -27,6 +27,7 @@ def main(args: argparse.Namespace) -> None:
   scene = scenes.load(args.scene)
   with html.serving(host=args.host, port=args.port) as server, contextlib.suppress(KeyboardInterrupt):
     nodes = html.populate(server, scene)
+    server.gui.configure_theme(dark_mode=True)
     frame = server.gui.add_slider('frame', 0, max(scene.frames - 1, 1), 1, 0)
     playing = server.gui.add_checkbox('play', scene.frames > 1)
     rate = server.gui.add_slider('frames / s', 1, 30, 1, round(playback_rate(pathlib.Path(args.scene))))

@@ -171,6 +171,19 @@ def test_long_clip_plays_no_slower_than_can_be_watched(place, model, clip, capsy
   assert 'playback: 5 fps' in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_scene_of_an_exact_pointmap_has_the_true_cameras(clip):
+  points = pointmap.from_depth(clip.depth, clip.K, clip.world_from_cam)
+  normalised, unit = pointmap.normalise(points, clip.valid)
+  made = types.SimpleNamespace(rgb=clip.rgb / 127.5 - 1, xyz=pointmap.encode_input(normalised, clip.valid))
+  scene, _ = sample.build_scene(made, types.SimpleNamespace(given=9, observed=np.ones(9, bool)))
+  np.testing.assert_allclose(scene.K, clip.K, rtol=1e-4)
+  truth = np.linalg.inv(clip.world_from_cam[0]) @ clip.world_from_cam
+  np.testing.assert_allclose(scene.world_from_cam[:, :3, 3], truth[:, :3, 3] * 2 / unit, atol=1e-4)
+  inside = scene.valid & (np.abs(normalised) < 1).all(axis=-1)
+  np.testing.assert_allclose(scene.depth[inside], clip.depth[inside] * 2 / unit, rtol=1e-3)
+
+
 def broken_place(place, clip):
   """Files for the bad inputs below."""
   write_clip(place / 'clip.mp4', clip)
