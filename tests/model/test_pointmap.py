@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from one4d_jax.data import render
 from one4d_jax.errors import DataError, ShapeError
 from one4d_jax.model import pointmap
 
@@ -80,6 +81,17 @@ def test_the_code_tells_valid_from_invalid():
   np.testing.assert_array_equal(pointmap.valid_from_code(code), valid)
   noisy = code + np.random.default_rng(0).normal(0, 0.1, code.shape).astype(np.float32)
   assert (pointmap.valid_from_code(noisy) == valid).mean() > 0.999
+
+
+@pytest.mark.parametrize('level', ['easy', 'medium', 'hard'])
+def test_the_code_survives_noise_on_rendered_clips(level):
+  for seed in range(3):
+    clip = render.clip(seed, level=level, split='val', frames=5, height=32, width=32)
+    points = pointmap.from_depth(clip.depth, clip.K, clip.world_from_cam)
+    code = pointmap.encode_input(pointmap.normalise(points, clip.valid)[0], clip.valid)
+    np.testing.assert_array_equal(pointmap.valid_from_code(code), clip.valid)
+    noisy = code + np.random.default_rng(seed).normal(0, 0.1, code.shape).astype(np.float32)
+    assert (pointmap.valid_from_code(noisy) == clip.valid).mean() > 0.998
 
 
 @pytest.mark.parametrize('degrees', [40, 60, 90])
