@@ -1,7 +1,8 @@
 """Rotary position embedding over a (frame, row, column) grid, Wan's way.
 
-A head of width ``d`` is split into ``d - 4 (d // 6)`` channels for the frame index and ``2 (d // 6)`` each for row and column; each part
-has its own frequencies ``10000^(-2j/D)``. Neighbouring channels (2j, 2j+1) form one complex number.
+A head of width ``d`` is split into ``d - 4 (d // 6)`` channels for the frame index and ``2 (d // 6)`` each for row
+and column; each part, of width ``D``, has its own frequencies ``10000^(-2j/D)``. Neighbouring channels (2j, 2j+1)
+form one complex number.
 """
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float
 
 
 def tables(grid: tuple[int, int, int], head_width: int) -> tuple[np.ndarray, np.ndarray]:
-  """``(cos, sin)``, each float32 ``[s, head_width / 2]`` for the tokens of ``grid``, columns fastest. Built in float64."""
+  """``(cos, sin)``, each float32 ``[s, head_width / 2]``; columns of ``grid`` fastest. Built in float64."""
   side = 2 * (head_width // 6)
   positions = np.stack(np.meshgrid(*map(np.arange, grid), indexing='ij'), -1).reshape(-1, 3)
   angles = [

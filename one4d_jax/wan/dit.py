@@ -41,9 +41,7 @@ BFLOAT16 = Precision()
 FLOAT32 = Precision(jnp.float32, jnp.float32)
 
 
-def gated(
-  x: Float[Array, 'b s d'], y: Float[Array, 'b s d'], gate: Float[Array, 'b 1 d']
-) -> Float[Array, 'b s d']:
+def gated(x: Float[Array, 'b s d'], y: Float[Array, 'b s d'], gate: Float[Array, 'b 1 d']) -> Float[Array, 'b s d']:
   """``x + y * gate`` in float32, back in the dtype of ``x``; Wan keeps the residual stream this way."""
   return (x.astype(jnp.float32) + y.astype(jnp.float32) * gate).astype(x.dtype)
 
@@ -73,9 +71,7 @@ class WanBlock(nn.Module):
       (6, cfg.width),
       jnp.float32,
     )
-    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
-      table + context.modulation, 6, axis=1
-    )  # [b 1 d] each
+    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(table + context.modulation, 6, axis=1)  # [b 1 d] each
 
     y = layer_norm(x, cfg.eps) * (1 + scale1) + shift1
     # q and k are normalised over the whole width, before the split into heads
@@ -117,7 +113,7 @@ class WanEmbed(nn.Module):
     self.image_norm_in, self.image_norm_out = LayerNorm(1e-5), LayerNorm(1e-5)
     self.image_in, self.image_out = dense(cfg.image_width, (None, None)), dense(cfg.width, (None, 'embed'))
 
-  def tokens(self, x: Float[Array, '*b f h w 36']) -> Float[Array, '*b s d']:
+  def tokens(self, x: Float[Array, '*b f h w c']) -> Float[Array, '*b s d']:
     return self.patch(embed.patchify(x, self.cfg.patch))
 
   def time(self, timestep: Float[Array, 'b']) -> tuple[Float[Array, 'b d'], Float[Array, 'b 6 d']]:
@@ -225,8 +221,6 @@ def velocity(
   def layer(x, params):
     return block.apply({'params': params}, x, context), None
 
-  tokens, _ = jax.lax.scan(
-    jax.checkpoint(layer, prevent_cse=False) if remat else layer, tokens, base['blocks']
-  )
+  tokens, _ = jax.lax.scan(jax.checkpoint(layer, prevent_cse=False) if remat else layer, tokens, base['blocks'])
   out = WanHead(cfg, precision).apply({'params': base['head']}, tokens, e)
   return embed.unpatchify(out, grid, cfg.patch)

@@ -128,7 +128,9 @@ class ChannelNorm(nn.Module):
     gamma = self.param('gamma', init, (x.shape[-1],), jnp.float32)
     y = x.astype(jnp.float32)
     square = jnp.sum(jnp.square(y), axis=-1, keepdims=True)
-    y *= jax.lax.rsqrt(jnp.maximum(square, 1e-24))  # |x| >= 1e-12, and a finite gradient at x = 0
+    y *= jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+    # The slope at x = 0 is endless, and frames of zeros (the unobserved ones) meet it before biases have grown.
+    y = jnp.where(square > 1e-12, y, jax.lax.stop_gradient(y))
     return (y * (gamma * x.shape[-1] ** 0.5)).astype(self.dtype)
 
 

@@ -1,0 +1,35 @@
+"""What the tiny presets share: sizes that two CPU cores can train, in the real architecture."""
+
+from one4d_jax.config import defaults
+
+
+def common():
+  c = defaults()
+  c.model.dtype = 'float32'
+  c.model.remat = False
+
+  c.data.source = 'procedural'
+  c.data.cache = 'runs/tiny/data'
+  c.data.frames, c.data.height, c.data.width, c.data.fps = 17, 64, 64, 8.0
+  c.data.clips, c.data.sparse_masks = 4000, 1
+
+  vae = c.model.vae
+  vae.width, vae.mult, vae.res_blocks = 8, (1, 2, 6, 8), 1
+  vae.latent_mean, vae.latent_std = (0.0,) * 16, (1.0,) * 16  # measured when the stage ends
+
+  dit = c.model.dit
+  dit.width, dit.ffn_width, dit.heads, dit.layers = 240, 640, 4, 6
+  dit.freq_width, dit.text_width, dit.text_len, dit.image_width = 128, 96, 192, 96
+
+  text = c.model.text
+  text.vocab, text.width, text.ffn_width, text.heads, text.layers, text.tokenizer = 259, 96, 256, 4, 2, 'bytes'
+  image = c.model.image
+  image.image_size, image.patch, image.width, image.layers, image.heads, image.mlp_width = 64, 16, 96, 3, 4, 256
+
+  adapters = c.model.adapters
+  adapters.rank, adapters.alpha, adapters.link_layers = 24, 24.0, (0, 1, 2, 3, 4)
+
+  c.train.accumulation, c.train.log_every, c.train.validate_every = 1, 20, 1000
+  c.sample.steps, c.sample.guidance, c.sample.shift = 20, 2.0, 2.0
+  c.train.shift = 2.0
+  return c

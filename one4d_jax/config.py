@@ -1,0 +1,214 @@
+"""Configuration: a file with presets, overrides from the command line, one frozen dataclass a section.
+
+``load('configs/one4d.py:tiny', ['train.steps=10'])`` runs ``get_config('tiny')`` of the file, which starts from
+``defaults()`` and states only what differs, applies the overrides and checks what must fit together. A default lives in
+its dataclass and nowhere else.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import yaml
+
+from one4d_jax.errors import ConfigError
+from one4d_jax.flow.solvers import SOLVERS
+from one4d_jax.model.bundle import Sizes
+from one4d_jax.model.one4d import AdapterConfig
+from one4d_jax.structs import from_dict
+from one4d_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
+
+STAGES = ('vae', 'base', 'one4d')
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The networks, and where the weights that this run starts from lie."""
+
+  weights: str = ''  # a bundle: what this stage builds on
+  dit: DiTConfig = DiTConfig()
+  vae: VAEConfig = VAEConfig()
+  text: UMT5Config = UMT5Config()
+  image: CLIPConfig = CLIPConfig()
+  adapters: AdapterConfig = AdapterConfig()
+  dtype: str = 'bfloat16'  # of arithmetic and stored base
+  remat: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Clips. ``procedural`` makes them; anything else is a folder of prepared shards."""
+
+  source: str = ''
+  cache: str = 'runs/data'  # rendered clips and their latents
+  frames: int = 81
+  height: int = 352
+  width: int = 624
+  fps: float = 16.0
+  clips: int = 34000
+  validation_clips: int = 16
+  levels: tuple[str, ...] = ('easy', 'medium')
+  sparse_masks: int = 2  # drawn per clip when latents are made
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """The recipe of one stage; defaults are the paper's (Sec. 4.1) where it tells."""
+
+  stage: str = 'one4d'
+  steps: int = 5500
+  batch: int = 8  # samples per microbatch, over all devices
+  accumulation: int = 4  # microbatches per step
+  learning_rate: float = 1e-4
+  warmup: int = 100
+  schedule: str = 'constant'  # or 'cosine', to a tenth
+  weight_decay: float = 0.0
+  clip_norm: float = 1.0
+  ema: float = 0.0  # decay of the averaged weights; 0 keeps none
+  shift: float = 5.0
+  tasks: tuple[float, ...] = (0.35, 0.30, 0.35)  # image, sparse, video
+  text_only: float = 0.0  # of all samples: every frame unknown
+  text_dropout: float = 0.1
+  image_dropout: float = 0.1
+  crop: tuple[int, int] = (9, 32)  # frames and side of what the VAE trains on
+  kl: float = 1e-4
+  seed: int = 0
+  log_every: int = 10
+  save_every: int = 250
+  keep: int = 2
+  validate_every: int = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+  """Defaults of sampling (Sec. 4.1)."""
+
+  steps: int = 50
+  guidance: float = 6.0
+  shift: float = 5.0
+  solver: str = 'euler'
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Everything a run is made of."""
+
+  model: ModelConfig = ModelConfig()
+  data: DataConfig = DataConfig()
+  train: TrainConfig = TrainConfig()
+  sample: SampleConfig = SampleConfig()
+  workdir: str = ''  # where the run lives when the command line does not say
+
+
+def defaults() -> ml_collections.ConfigDict:
+  """All defaults as a mutable, locked ``ConfigDict``: what a config file starts from."""
+  return ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> Config:
+  """The checked configuration of ``'file.py:preset'`` with ``'section.key=value'`` overrides (values in YAML).
+
+  Raises:
+    ConfigError: no such file or preset, unknown key, a value of the wrong type, or values that do not fit together.
+  """
+  path, _, preset = spec.partition(':')
+  file = pathlib.Path(path)
+  if not file.is_file():
+    raise ConfigError(f'no config file {path!r}; the project has configs/vae.py, configs/base.py, configs/one4d.py')
+  module_spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
+  module = importlib.util.module_from_spec(module_spec)
+  sys.path.insert(0, str(file.resolve().parent.parent))  # config files import what they share from their folder
+  try:
+    module_spec.loader.exec_module(module)
+  finally:
+    sys.path.pop(0)
+  presets = getattr(module, 'PRESETS', ())
+  if preset and preset not in presets:
+    raise ConfigError(f'{path} has no preset {preset!r}; choose from {", ".join(presets)}')
+  values = module.get_config(preset or presets[0])
+  for override in overrides:
+    _override(values, override)
+  config = from_dict(values.to_dict(), Config)
+  check(config)
+  return config
+
+
+def _override(values: ml_collections.ConfigDict, text: str) -> None:
+  key, equals, value = text.partition('=')
+  *sections, leaf = key.split('.')
+  node = values
+  for section in sections:
+    node = node[section] if isinstance(node, ml_collections.ConfigDict) and section in node else None
+  if not equals or not isinstance(node, ml_collections.ConfigDict) or leaf not in node:
+    known = sorted(node.keys()) if isinstance(node, ml_collections.ConfigDict) else sorted(values.keys())
+    raise ConfigError(f'unknown config key {key!r}; expected --config.KEY=VALUE with KEY among {", ".join(known)}')
+  with node.unlocked():
+    try:
+      node[leaf] = yaml.safe_load(value)
+    except (TypeError, yaml.YAMLError) as error:
+      kind = type(node[leaf]).__name__
+      raise ConfigError(f'config {key}={value!r} must be of type {kind}') from error
+
+
+def check(config: Config) -> None:
+  """What no single section can know.
+
+  Raises:
+    ConfigError: naming the value and the values that would do.
+  """
+  data, train, model = config.data, config.train, config.model
+  problems = []
+  if train.stage not in STAGES:
+    problems.append(f'train.stage={train.stage!r} must be one of {STAGES}')
+  if data.frames < 1 or data.frames % 4 != 1:
+    problems.append(f'data.frames={data.frames} must be 4n+1; nearest are {data.frames // 4 * 4 + 1} and '
+                    f'{data.frames // 4 * 4 + 5}')  # fmt: skip
+  for name in ('height', 'width'):
+    size = getattr(data, name)
+    if size < 16 or size % 16:
+      problems.append(f'data.{name}={size} must be a multiple of 16; nearest is {max(16, round(size / 16) * 16)}')
+  if model.dit.width % model.dit.heads or model.dit.width // model.dit.heads % 2:
+    problems.append(f'model.dit.width={model.dit.width} must be an even multiple of heads={model.dit.heads}')
+  if any(not 0 <= i < model.dit.layers for i in model.adapters.link_layers):
+    problems.append(f'model.adapters.link_layers={model.adapters.link_layers} must lie in [0, {model.dit.layers})')
+  if abs(sum(train.tasks) - 1) > 1e-6 or len(train.tasks) != 3 or min(train.tasks) < 0:
+    problems.append(f'train.tasks={train.tasks} must be three shares (image, sparse, video) that sum to 1')
+  if model.dtype not in ('bfloat16', 'float32'):
+    problems.append(f"model.dtype={model.dtype!r} must be 'bfloat16' or 'float32'")
+  if train.schedule not in ('constant', 'cosine'):
+    problems.append(f"train.schedule={train.schedule!r} must be 'constant' or 'cosine'")
+  if config.sample.solver not in SOLVERS:
+    problems.append(f'sample.solver={config.sample.solver!r} must be one of {", ".join(SOLVERS)}')
+  for name in ('steps', 'batch', 'accumulation', 'log_every', 'save_every', 'validate_every', 'keep'):
+    if getattr(train, name) < 1:
+      problems.append(f'train.{name}={getattr(train, name)} must be at least 1')
+  if problems:
+    raise ConfigError('; '.join(problems))
+
+
+def sizes(config: Config) -> Sizes:
+  """What a bundle made by this run says of itself."""
+  model, data, sample = config.model, config.data, config.sample
+  return Sizes(
+    dit=model.dit,
+    vae=model.vae,
+    text=model.text,
+    image=model.image,
+    adapters=model.adapters,
+    dtype=model.dtype,
+    frames=data.frames,
+    height=data.height,
+    width=data.width,
+    fps=data.fps,
+    **dataclasses.asdict(sample),
+  )
+
+
+def to_json(config: Any) -> str:
+  """A dataclass as readable JSON; ``from_dict(json.loads(…))`` gives it back."""
+  return json.dumps(dataclasses.asdict(config), indent=2)

@@ -1,0 +1,151 @@
+"""A bundle: a folder with everything that sampling needs, one safetensors file a network.
+
+  bundle.json          sizes of the networks and of the clips, sampling defaults, the record of the training
+  vae.safetensors      base.safetensors (the DiT)    text.safetensors    image.safetensors    adapters.safetensors
+
+Each training stage reads the bundle of the one before and writes one with its own network added.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from flax import traverse_util
+from safetensors.numpy import load_file, save_file
+
+from one4d_jax.errors import CheckpointError
+from one4d_jax.model.one4d import AdapterConfig, One4D
+from one4d_jax.structs import from_dict
+from one4d_jax.wan import dit, tokenizer
+from one4d_jax.wan.clip import CLIPEncoder
+from one4d_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
+from one4d_jax.wan.umt5 import UMT5Encoder
+from one4d_jax.wan.vae import WanVAE
+
+PARTS = ('vae', 'base', 'text', 'image', 'adapters')
+EMBEDDED = pathlib.Path(__file__).parent.parent / 'assets' / 'tiny'
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """The networks of a bundle, the clips it was trained on and its defaults of sampling."""
+
+  dit: DiTConfig
+  vae: VAEConfig
+  text: UMT5Config
+  image: CLIPConfig
+  adapters: AdapterConfig
+  dtype: str  # of the DiT's arithmetic
+  frames: int
+  height: int
+  width: int
+  fps: float
+  steps: int
+  guidance: float
+  shift: float
+  solver: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+  """Parameters by part (``PARTS``, as far as they exist; float32), the networks they belong to, and their history."""
+
+  params: dict[str, dict]
+  config: Sizes
+  record: dict[str, Any]  # how it was made: per stage config, steps, metrics
+  hash: str = ''
+  name: str = ''
+
+  @property
+  def vae(self) -> WanVAE:
+    return WanVAE(self.config.vae)
+
+  @property
+  def text(self) -> UMT5Encoder:
+    return UMT5Encoder(self.config.text, jnp.float32, jnp.float32)
+
+  @property
+  def image(self) -> CLIPEncoder:
+    return CLIPEncoder(self.config.image, jnp.float32, jnp.float32)
+
+  @property
+  def model(self) -> One4D:
+    precision = dit.FLOAT32 if self.config.dtype == 'float32' else dit.BFLOAT16
+    return One4D(self.config.dit, self.config.adapters, precision)
+
+  @property
+  def tokenizer(self) -> tokenizer.Tokenizer:
+    return tokenizer.load(self.config.text.tokenizer, self.config.dit.text_len)
+
+  def untrained(self) -> 'Bundle':
+    """The same base with fresh adapters: both branches are the frozen RGB model."""
+    fresh = nn.unbox(self.model.init_adapters(jax.random.key(0), self.params['base']))
+    return dataclasses.replace(self, params=self.params | {'adapters': fresh}, name=f'{self.name}-untrained')
+
+
+def save(bundle: Bundle, folder: str | os.PathLike, *, dtype: str = 'float32') -> None:
+  """Writes the folder under a temporary name, then renames it over whatever was there."""
+  folder = pathlib.Path(folder)
+  temporary = folder.with_name(folder.name + '.partial')
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+  for part, tree in bundle.params.items():
+    flat = traverse_util.flatten_dict(jax.device_get(tree), sep='/')
+    save_file({k: np.asarray(v, dtype, order='C') for k, v in flat.items()}, temporary / f'{part}.safetensors')
+  description = {'sizes': dataclasses.asdict(bundle.config), 'record': bundle.record}
+  (temporary / 'bundle.json').write_text(json.dumps(description, indent=1))
+  if folder.exists():
+    shutil.rmtree(folder)
+  temporary.rename(folder)
+
+
+def digest(folder: str | os.PathLike) -> str:
+  """SHA-256 over the weight files, 16 hex digits."""
+  sha = hashlib.sha256()
+  for part in PARTS:
+    file = pathlib.Path(folder) / f'{part}.safetensors'
+    if file.exists():
+      sha.update(part.encode() + hashlib.sha256(file.read_bytes()).digest())
+  return sha.hexdigest()[:16]
+
+
+def locate(folder: str | os.PathLike | None = None) -> pathlib.Path:
+  """The bundle's folder, the embedded one for ``None``; cheap, for checks before work is spent.
+
+  Raises:
+    CheckpointError: there is no bundle.
+  """
+  path = EMBEDDED if folder is None else pathlib.Path(folder)
+  if not (path / 'bundle.json').is_file():
+    raise CheckpointError(f'no weights at {str(path)!r}: expected a folder with bundle.json, as training exports it')
+  return path
+
+
+def load(folder: str | os.PathLike | None = None, parts: tuple[str, ...] = PARTS) -> Bundle:
+  """Reads a bundle; floating weights of any width become float32.
+
+  Raises:
+    CheckpointError: no bundle, or a file of it that cannot be read.
+  """
+  path = locate(folder)
+  try:
+    description = json.loads((path / 'bundle.json').read_text())
+    params = {}
+    for part in parts:
+      file = path / f'{part}.safetensors'
+      if file.exists():
+        flat = {k: v.astype(np.float32) for k, v in load_file(file).items()}
+        params[part] = traverse_util.unflatten_dict(flat, sep='/')
+    sizes = from_dict(description['sizes'], Sizes)
+    return Bundle(params, sizes, description['record'], digest(path), path.name)
+  except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
+    raise CheckpointError(f'weights at {str(path)!r} cannot be read ({error}); export or convert them again') from error

@@ -1,0 +1,26 @@
+"""AdamW with warm-up and gradient clipping, from optax."""
+
+import jax
+import optax
+
+
+def schedule(*, learning_rate: float, warmup: int, steps: int, kind: str) -> optax.Schedule:
+  """Linear warm-up, then constant, or a cosine down to a tenth at ``steps``."""
+  warmup = min(warmup, max(1, steps // 2))
+  rise = optax.linear_schedule(0.0, learning_rate, warmup)
+  after = optax.constant_schedule(learning_rate)
+  if kind == 'cosine':
+    after = optax.cosine_decay_schedule(learning_rate, max(1, steps - warmup), alpha=0.1)
+  return optax.join_schedules([rise, after], [warmup])
+
+
+def make(
+  *, learning_rate: float, warmup: int, steps: int, kind: str, weight_decay: float, clip_norm: float
+) -> optax.GradientTransformation:
+  """The optimizer of every stage. Weight decay spares vectors (norms, biases)."""
+  rate = schedule(learning_rate=learning_rate, warmup=warmup, steps=steps, kind=kind)
+  mask = lambda tree: jax.tree.map(lambda a: a.ndim > 1, tree)
+  return optax.chain(
+    optax.clip_by_global_norm(clip_norm),
+    optax.adamw(rate, b1=0.9, b2=0.99, weight_decay=weight_decay, mask=mask),
+  )

@@ -1,0 +1,254 @@
+"""What differs between the three stages: data, what is trained, the loss, what validation shows.
+
+  vae     the VAE, on pieces of RGB and XYZ videos
+  base    the DiT with its text and image encoders, in-painting RGB latents
+  one4d   the adapters over all of that, frozen; RGB and XYZ latents
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from one4d_jax.data import pipeline, procedural
+from one4d_jax.flow import rectified
+from one4d_jax.model import umc
+from one4d_jax.model.bundle import Bundle
+from one4d_jax.model.generate import generate
+from one4d_jax.training import latents
+from one4d_jax.viewer.images import sheet
+from one4d_jax.wan import dit
+
+
+class Stage:
+  """One stage over its data. ``bundle`` holds what the stages before made; ``config`` is the whole configuration."""
+
+  def __init__(self, config, bundle: Bundle):
+    self.config, self.bundle = config, bundle
+    self.train_clips = self._clips('train', config.data.clips)
+    self.validation_clips = self._clips('val', config.data.validation_clips)
+
+  def _clips(self, split: str, clips: int):
+    data = self.config.data
+    return procedural.build(
+      pathlib.Path(data.cache),
+      split=split,
+      clips=clips,
+      levels=data.levels,
+      frames=data.frames,
+      height=data.height,
+      width=data.width,
+    )
+
+  @property
+  def frozen(self) -> dict:
+    """Parameters that the loss needs and no gradient reaches."""
+    return {}
+
+  def init(self, key: jax.Array) -> dict:
+    """Fresh trainable parameters, unboxed."""
+    raise NotImplementedError
+
+  def source(self):
+    """Records, and the transform ``(record, rng) -> sample``."""
+    raise NotImplementedError
+
+  def batches(self, start: int):
+    """The training stream from batch ``start`` on."""
+    source, transform = self.source()
+    train = self.config.train
+    return pipeline.batches(
+      source, batch_size=train.batch * train.accumulation, seed=train.seed, transform=transform, start=start
+    )
+
+  def loss(self, params: dict, frozen: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+    """The loss of one microbatch and its metrics."""
+    raise NotImplementedError
+
+  def finished(self, params: dict) -> Bundle:
+    """The bundle with this stage's parameters in it."""
+    raise NotImplementedError
+
+  def validate(self, params: dict) -> tuple[dict, np.ndarray]:
+    """Metrics on validation clips and a picture, uint8 ``[H W 3]``."""
+    raise NotImplementedError
+
+
+def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Peak signal-to-noise ratio of values in [-1, 1], in dB."""
+  return 10 * jnp.log10(4 / jnp.mean(jnp.square(a - b)))
+
+
+def videos(record: dict) -> tuple[np.ndarray, np.ndarray]:
+  """A clip's RGB and XYZ video, float32 in about [-1, 1]."""
+  return record['rgb'].astype(np.float32) / 127.5 - 1, record['xyz'].astype(np.float32)
+
+
+class VAEStage(Stage):
+  """L1 on pixels and on their differences in space and time, and a small KL term."""
+
+  def init(self, key):
+    return nn.unbox(self.bundle.vae.init(key))
+
+  def source(self):
+    return self.train_clips, functools.partial(procedural.vae_crop, crop=self.config.train.crop)
+
+  def loss(self, params, frozen, batch, key):
+    vae, video = self.bundle.vae, batch['video']
+    mean, logvar = vae.moments(params, video)
+    logvar = jnp.clip(logvar, -30.0, 20.0)
+    decoded = vae.decode(params, mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape))
+    error = decoded - video
+    slopes = sum(jnp.abs(jnp.diff(error, axis=axis)).mean() for axis in (1, 2, 3))
+    kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1 - logvar)
+    value = jnp.abs(error).mean() + slopes + self.config.train.kl * kl
+    return value, {'l1': jnp.abs(error).mean(), 'kl': kl, 'psnr': psnr(decoded, video)}
+
+  def finished(self, params):
+    """Latents are normalised by the statistics of both modalities over training clips."""
+    raw = dataclasses.replace(self.bundle.config.vae, latent_mean=(0.0,) * 16, latent_std=(1.0,) * 16)
+    encode = jax.jit(dataclasses.replace(self.bundle.vae, cfg=raw).encode)
+    clips = [np.stack(videos(self.train_clips[i])) for i in range(min(64, len(self.train_clips)))]
+    z = np.concatenate([np.asarray(encode(params, clip)) for clip in clips])
+    statistics = {name: tuple(np.round(f(z, axis=(0, 1, 2, 3)).astype(float), 5).tolist())
+                  for name, f in (('latent_mean', np.mean), ('latent_std', np.std))}  # fmt: skip
+    config = dataclasses.replace(self.bundle.config, vae=dataclasses.replace(raw, **statistics))
+    return dataclasses.replace(self.bundle, params={'vae': params}, config=config)
+
+  def validate(self, params):
+    rows, metrics = [], {'psnr_rgb': [], 'psnr_xyz': []}
+    for i in range(len(self.validation_clips)):
+      pair = np.stack(videos(self.validation_clips[i]))
+      decoded = self._round_trip(params, pair)
+      for name, a, b in zip(metrics, decoded, pair, strict=True):
+        metrics[name].append(float(psnr(a, b)))
+      if i < 4:
+        rows += [pair[0], np.asarray(decoded[0]), pair[1], np.asarray(decoded[1])]
+    return {k: float(np.mean(v)) for k, v in metrics.items()}, sheet(rows)
+
+  @functools.cached_property
+  def _round_trip(self):
+    vae = self.bundle.vae
+
+    def run(params, video):
+      mean = vae.moments(params, video)[0]
+      return vae.decode(params, mean)
+
+    return jax.jit(run)
+
+
+class FlowStage(Stage):
+  """What ``base`` and ``one4d`` share: latents, the condition, the rectified flow."""
+
+  def __init__(self, config, bundle):
+    super().__init__(config, bundle)
+    folder = pathlib.Path(config.data.cache)
+    make = functools.partial(latents.build, folder, bundle=bundle, sparse_masks=config.data.sparse_masks)
+    self.train_latents = make(self.train_clips, name=f'train-{len(self.train_clips)}')
+
+  def source(self):
+    train = self.config.train
+    names = ('tasks', 'text_only', 'text_dropout', 'image_dropout')
+    return self.train_latents, functools.partial(latents.draw, **{name: getattr(train, name) for name in names})
+
+  def condition(self, params: dict, batch: dict) -> umc.Condition:
+    """The model's input from a batch; dropped text is the empty prompt, a dropped image zero features."""
+    empty = jnp.zeros_like(batch['ids'][:1]).at[0, 0].set(1)  # end of sentence alone
+    kept = batch['text_kept'][:, None]
+    mask = jnp.where(kept, batch['text_mask'], empty == 1)
+    text = self.bundle.text.encode(params['text'], jnp.where(kept, batch['ids'], empty), mask)
+    image = self.bundle.image.encode(params['image'], batch['first'])
+    mask = umc.frame_mask(batch['observed'])[:, :, None, None]
+    latent = batch['latent']
+    return umc.Condition(
+      latent=latent,
+      mask=jnp.broadcast_to(mask, (*latent.shape[:4], 4)),
+      text=text,
+      image=jnp.where(batch['image_kept'][:, None, None], image, jnp.zeros_like(image)),
+    )
+
+  def noised(self, z: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``(z_sigma, sigma, target)`` for ``z`` ``[m b f h w c]``."""
+    key_sigma, key_noise = jax.random.split(key)
+    sigma = rectified.draw_sigma(key_sigma, (z.shape[1],), shift=self.config.train.shift)
+    eps = jax.random.normal(key_noise, z.shape)
+    return rectified.interpolate(z, eps, sigma), sigma, rectified.target(z, eps)
+
+  def validate(self, params):
+    """A picture of samples for each task, and the error of the fully observed clips among them."""
+    bundle, rows, metrics = self.finished(params), [], {'psnr_rgb': [], 'psnr_xyz': []}
+    frames = self.config.data.frames
+    for i, task in enumerate(('video', 'video', 'sparse', 'image', 'text')):
+      record = self.validation_clips[i % len(self.validation_clips)]
+      rgb, xyz = videos(record)
+      made = generate(bundle, rgb, umc.observed_frames(task, frames), record['caption'], seed=i)
+      rows += [rgb, made.rgb, xyz, made.xyz]
+      if task == 'video':
+        metrics['psnr_rgb'].append(float(psnr(made.rgb, rgb)))
+        metrics['psnr_xyz'].append(float(psnr(made.xyz, xyz)))
+    return {k: float(np.mean(v)) for k, v in metrics.items()}, sheet(rows)
+
+
+class BaseStage(FlowStage):
+  """The RGB model that stands for Wan at this size; trains its text and image encoders along."""
+
+  PARTS = ('base', 'text', 'image')
+
+  def init(self, key):
+    keys = jax.random.split(key, 3)
+    parts = (self.bundle.model.init_base, self.bundle.text.init, self.bundle.image.init)
+    return {name: nn.unbox(init(k)) for name, init, k in zip(self.PARTS, parts, keys, strict=True)}
+
+  def loss(self, params, frozen, batch, key):
+    z = batch['z'][:, :1].swapaxes(0, 1)
+    condition = self.condition(params, batch)
+    z_sigma, sigma, target = self.noised(z, key)
+    model = self.bundle.model
+    x = jnp.concatenate([z_sigma[0], condition.mask, condition.latent], axis=-1)
+    v = dit.velocity(
+      model.cfg,
+      params['base'],
+      x,
+      1000 * sigma,
+      condition.text,
+      condition.image,
+      precision=model.precision,
+      remat=self.config.model.remat,
+    )
+    value = rectified.loss(v[None], target)[0]
+    return value, {'loss_rgb': value}
+
+  def finished(self, params):
+    bundle = dataclasses.replace(self.bundle, params=self.bundle.params | params)
+    return bundle.untrained()
+
+
+class One4DStage(FlowStage):
+  """Adapters over the frozen base; the mean of both modalities' losses, XYZ where its target is known."""
+
+  @property
+  def frozen(self):
+    return {name: self.bundle.params[name] for name in BaseStage.PARTS}
+
+  def init(self, key):
+    return nn.unbox(self.bundle.model.init_adapters(key, self.bundle.params['base']))
+
+  def loss(self, params, frozen, batch, key):
+    z = batch['z'].swapaxes(0, 1)
+    condition = self.condition(frozen, batch)
+    z_sigma, sigma, target = self.noised(z, key)
+    model = dataclasses.replace(self.bundle.model, remat=self.config.model.remat)
+    v = model.velocity(frozen['base'], params, z_sigma, sigma, condition)
+    weight = jnp.stack([jnp.ones_like(batch['weight']), batch['weight']])
+    rgb, xyz = rectified.loss(v, target, weight)
+    return (rgb + xyz) / 2, {'loss_rgb': rgb, 'loss_xyz': xyz}
+
+  def finished(self, params):
+    return dataclasses.replace(self.bundle, params=self.bundle.params | {'adapters': params})
+
+
+STAGES = {'vae': VAEStage, 'base': BaseStage, 'one4d': One4DStage}
