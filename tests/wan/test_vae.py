@@ -48,9 +48,12 @@ def original():
 
 @functools.cache
 def tiny():
-  vae = WanVAE(TINY)
-  params = nn.unbox(jax.jit(vae.init)(jax.random.key(0)))
-  return vae, jax.tree.map(lambda p: p + 0.1, params)  # no zero kernel or bias hides a mistake
+  """A small VAE whose parameters are all random: no zero kernel or bias hides a mistake."""
+  vae, rng = WanVAE(TINY), np.random.default_rng(0)
+  shapes = nn.unbox(jax.eval_shape(vae.init, jax.random.key(0)))
+  draw = lambda p: rng.standard_normal(p.shape) * (0.3 if p.ndim == 1 else np.prod(p.shape[:-1]) ** -0.5)
+  params = jax.tree.map(lambda p: jnp.asarray(draw(p), jnp.float32), shapes)
+  return vae, params
 
 
 def error(a, b) -> float:
@@ -98,7 +101,7 @@ def test_first_frame_rule_matters():
   assert error(pixels, expected['pixels5']) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize('chunk', [1, 3, 9])
+@pytest.mark.parametrize('chunk', [1, 3])
 def test_encode_in_chunks_equals_encode_at_once(chunk):
   vae, params = tiny()
   video = jnp.tanh(jax.random.normal(jax.random.key(1), (2, 17, 8, 4, 3)))
@@ -107,7 +110,7 @@ def test_encode_in_chunks_equals_encode_at_once(chunk):
     assert error(a, b) < 1e-5 * (1 + np.abs(b).max())
 
 
-@pytest.mark.parametrize('chunk', [1, 3, 9])
+@pytest.mark.parametrize('chunk', [1, 3])
 def test_decode_in_chunks_equals_decode_at_once(chunk):
   vae, params = tiny()
   z = jax.random.normal(jax.random.key(1), (2, 5, 2, 1, 16))
@@ -165,7 +168,7 @@ def test_gradients_are_finite_and_reach_every_parameter():
   def loss(params):
     return jnp.mean(jnp.square(vae.decode(params, vae.encode(params, video)) - 0.5))
 
-  grads = jax.jit(jax.grad(loss))(jax.tree.map(lambda p: p * 0.5, params))
+  grads = jax.jit(jax.grad(loss))(params)
   for path, g in jax.tree.leaves_with_path(grads):
     assert np.isfinite(g).all(), jax.tree_util.keystr(path)
     assert np.abs(g).max() > 0, jax.tree_util.keystr(path)
