@@ -3,8 +3,9 @@
   python -m one4d_jax.train --config configs/one4d.py --config.model.weights=DIR --config.data.source=DIR
   python -m one4d_jax.train --config configs/one4d.py:tiny
 
-``paper`` is what the paper tells: 352 x 624, 81 frames, rank 64, 5500 steps of 8 x 4 samples, lr 1e-4, tasks .35/.30/.35;
-all of it stands in the defaults. ``tiny`` needs no weights and no data but those that the other two stages make.
+``paper`` is what the paper tells: 352 x 624, 81 frames, rank 64, 5500 steps of 8 x 4 samples, lr 1e-4, tasks
+.35/.30/.35; all of it stands in the defaults. ``tiny`` needs no weights and no data but those that the other two stages
+make.
 """
 
 from configs import tiny

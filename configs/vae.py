@@ -2,7 +2,8 @@
 
   python -m one4d_jax.train --config configs/vae.py:tiny
 
-The tiny preset is Wan's architecture at a twelfth of its width. The paper keeps Wan's own VAE, so there is no paper preset.
+The tiny preset is Wan's architecture at a twelfth of its width. The paper keeps Wan's own VAE, so there is no paper
+preset.
 """
 
 from configs import tiny
@@ -14,7 +15,7 @@ def get_config(preset: str):
   c = tiny.common()
   c.workdir = 'runs/tiny/vae'
   c.train.stage = 'vae'
-  c.train.steps = 1800
+  c.train.steps = 1400
   c.train.batch = 8
   c.train.learning_rate = 3e-3
   c.train.schedule = 'cosine'

@@ -16,7 +16,7 @@ _PUBLIC = {
   'Condition': ('one4d_jax.model.umc', 'Condition'),
   'make_condition': ('one4d_jax.model.umc', 'make_condition'),
   'flow_loss': ('one4d_jax.flow.rectified', 'loss'),
-  'generate': ('one4d_jax.model.one4d', 'generate'),
+  'generate': ('one4d_jax.model.generate', 'generate'),
   'WanVAE': ('one4d_jax.wan.vae', 'WanVAE'),
   'fit_cameras': ('one4d_jax.postopt.fit', 'fit_cameras'),
   'depth_metrics': ('one4d_jax.evaluation.depth', 'depth_metrics'),

@@ -1,7 +1,7 @@
 """Train one stage; running the same command again resumes it.
 
-  python -m one4d_jax.train --config configs/one4d.py:tiny
-  python -m one4d_jax.train --config configs/one4d.py --workdir runs/a --config.train.steps=1000
+python -m one4d_jax.train --config configs/one4d.py:tiny
+python -m one4d_jax.train --config configs/one4d.py --workdir runs/a --config.train.steps=1000
 """
 
 import argparse
@@ -64,7 +64,7 @@ def require_inputs(config) -> None:
   if config.data.source != 'procedural':
     raise DataError(
       f'data.source={config.data.source!r}: only the procedural world is there to train on; '
-      f"set --config.data.source=procedural, or start with {tiny}"
+      f'set --config.data.source=procedural, or start with {tiny}'
     )
 
 
@@ -94,11 +94,16 @@ def train(config, workdir: pathlib.Path) -> None:
     if settings.stage == 'one4d':
       kept = dataclasses.replace(kept, dit=loaded.config.dit, text=loaded.config.text, image=loaded.config.image)
     before = dataclasses.replace(loaded, config=kept)
-  say(f'{settings.stage}: {workdir}, weights {before.hash or "none"}, {jax.device_count()} x {jax.devices()[0].device_kind}')
+  say(
+    f'{settings.stage}: {workdir}, weights {before.hash or "none"}, '
+    f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+  )
 
   # -- Data, parameters, optimizer ---------------------------------------------------------------------------------
   stage = STAGES[settings.stage](config, before)
-  rate = dict(learning_rate=settings.learning_rate, warmup=settings.warmup, steps=settings.steps, kind=settings.schedule)
+  rate = dict(
+    learning_rate=settings.learning_rate, warmup=settings.warmup, steps=settings.steps, kind=settings.schedule
+  )
   optimizer = optimizers.make(**rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm)
   params = jax.jit(stage.init)(jax.random.key(settings.seed))
   state = init_state(params, optimizer, seed=settings.seed, ema=settings.ema)

@@ -1,6 +1,8 @@
 """The procedural world as training data: rendered once into shards, then read like any other data set. NumPy only."""
 
+import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,17 +27,41 @@ def to_record(clip: Clip) -> dict:
   }
 
 
-def build(folder: pathlib.Path, *, split: str, clips: int, levels: tuple[str, ...], frames: int, height: int, width: int):
-  """Opens the shards of ``clips`` rendered clips, levels in turn; renders them first if they are not there."""
-  name = f'{split}-{"-".join(levels)}-{clips}x{frames}x{height}x{width}-v{render.GENERATOR_VERSION}'
-  path = pathlib.Path(folder) / name
-  if not path.exists():
-    make = lambda i: render.clip(
-      i // len(levels), level=levels[i % len(levels)], split=split, frames=frames, height=height, width=width
-    )
-    records = (to_record(make(i)) for i in range(clips))
-    shards.write(path, records, meta={'generator': render.GENERATOR_VERSION}, total=clips, desc=f'render {split}')
+def build(
+  folder: pathlib.Path, *, split: str, clips: int, levels: tuple[str, ...], frames: int, height: int, width: int
+) -> Sequence[dict]:
+  """The first ``clips`` records of a split, levels in turn; rendered now if no set of that many is there yet."""
+  kind = f'{split}-{"-".join(levels)}-{frames}x{height}x{width}-v{render.GENERATOR_VERSION}'
+  sets = {int(path.name.rpartition('-')[2]): path for path in pathlib.Path(folder).glob(f'{kind}-*[0-9]')}
+  count = min((n for n in sets if n >= clips), default=None)
+  if count is not None:
+    return First(shards.open(sets[count]), clips)
+
+  def record(i: int) -> dict:
+    level = levels[i % len(levels)]
+    size = {'frames': frames, 'height': height, 'width': width}
+    return to_record(render.clip(i // len(levels), level=level, split=split, **size))
+
+  path = pathlib.Path(folder) / f'{kind}-{clips}'
+  meta = {'generator': render.GENERATOR_VERSION}
+  shards.write(path, map(record, range(clips)), meta=meta, total=clips, desc=f'render {split}')
   return shards.open(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class First(Sequence):
+  """The first ``count`` elements of a sequence."""
+
+  source: Sequence
+  count: int
+
+  def __len__(self) -> int:
+    return self.count
+
+  def __getitem__(self, i: int):
+    if not -self.count <= i < self.count:
+      raise IndexError(f'element {i} of {self.count}')
+    return self.source[i % self.count]
 
 
 def vae_crop(record: dict, rng: np.random.Generator, *, crop: tuple[int, int]) -> dict:

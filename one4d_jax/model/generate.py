@@ -49,7 +49,7 @@ def generate(
   frames, height, width = video.shape[:3]
   if observed.shape != (frames,) or frames % 4 != 1 or height % 16 or width % 16:
     raise ShapeError(
-      f'video {video.shape} with observed {observed.shape}: expected [F H W 3] and [F], F = 4n+1, H and W multiples of 16'
+      f'video {video.shape} with observed {observed.shape}: expected [F H W 3] and [F], F = 4n+1, sides multiples of 16'
     )
   config = bundle.config
   ids, mask = bundle.tokenizer([prompt, ''])
@@ -61,7 +61,9 @@ def generate(
     solver=config.solver if solver is None else solver,
   )
   with _reporting(progress):
-    rgb, xyz = run(bundle.params, jnp.asarray(video)[None], jnp.asarray(observed)[None], ids, mask, jax.random.key(seed))
+    rgb, xyz = run(
+      bundle.params, jnp.asarray(video)[None], jnp.asarray(observed)[None], ids, mask, jax.random.key(seed)
+    )
     return Generated(np.asarray(rgb), np.asarray(xyz))
 
 
@@ -97,6 +99,7 @@ def _compiled(config: Sizes, *, steps: int, guidance: float, shift: float, solve
 
   def condition(params, video, observed, ids, mask):
     image = parts.image.encode(params['image'], video[:, 0])
+    image = jnp.where(observed[:, :1, None], image, jnp.zeros_like(image))  # only of a frame that was given
     text = parts.text.encode(params['text'], ids, mask)
     encode = lambda video: vae.encode(params['vae'], video, chunk=_CHUNK)
     positive = umc.make_condition(encode, video, observed, text[:1], image)

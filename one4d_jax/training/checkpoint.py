@@ -29,7 +29,7 @@ class Checkpoints:
 
   def save(self, state: State, data: dict, *, step: int, force: bool = False) -> None:
     """Starts writing in the background if ``step`` is due. ``data`` is the position in the stream (JSON)."""
-    if not self._manager.should_save(step) and not force or self.latest == step:
+    if (not self._manager.should_save(step) and not force) or self.latest == step:
       return
     about = {'data': data, 'weights': self._weights_hash}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))

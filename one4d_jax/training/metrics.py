@@ -13,7 +13,7 @@ class Writer:
 
   def __init__(self, folder: pathlib.Path):
     folder.mkdir(parents=True, exist_ok=True)
-    self._lines = open(folder / 'metrics.jsonl', 'a', buffering=1)
+    self._lines = open(folder / 'metrics.jsonl', 'a', buffering=1)  # noqa: SIM115, closed by ``close``
     self._board = SummaryWriter(str(folder / 'tensorboard'))
 
   def scalars(self, step: int, values: dict[str, float]) -> None:

@@ -1,8 +1,8 @@
 """What differs between the three stages: data, what is trained, the loss, what validation shows.
 
-  vae     the VAE, on pieces of RGB and XYZ videos
-  base    the DiT with its text and image encoders, in-painting RGB latents
-  one4d   the adapters over all of that, frozen; RGB and XYZ latents
+vae     the VAE, on pieces of RGB and XYZ videos
+base    the DiT with its text and image encoders, in-painting RGB latents
+one4d   the adapters over all of that, frozen; RGB and XYZ latents
 """
 
 import dataclasses

@@ -1,0 +1,41 @@
+# `make demo` and `make test` each do all their own set-up, in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test lint evaluate train-tiny clean
+
+demo: $(VENV)/.core
+	$(BIN)/python -m one4d_jax.sample --out out --overwrite
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+evaluate: $(VENV)/.core
+	$(BIN)/python -m one4d_jax.evaluate --config configs/eval.py:procedural --out runs/eval
+
+train-tiny: $(VENV)/.core
+	$(BIN)/python -m one4d_jax.train --config configs/vae.py:tiny
+	$(BIN)/python -m one4d_jax.train --config configs/base.py:tiny
+	$(BIN)/python -m one4d_jax.train --config configs/one4d.py:tiny
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache out runs
