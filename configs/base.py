@@ -13,7 +13,7 @@ PRESETS = ('tiny',)
 def get_config(preset: str):
   c = tiny.common()
   c.workdir = 'runs/tiny/base'
-  c.model.weights = 'runs/tiny/vae/export'
+  c.model.weights = 'runs/tiny/vae_long/export'
   c.train.stage = 'base'
   c.train.steps = 4000
   c.train.batch = 16

@@ -14,7 +14,7 @@ def common():
   c.data.clips, c.data.sparse_masks = 4000, 1
 
   vae = c.model.vae
-  vae.width, vae.mult, vae.res_blocks = 8, (1, 2, 6, 8), 1
+  vae.width, vae.mult, vae.res_blocks = 16, (1, 2, 3, 4), 1
   vae.latent_mean, vae.latent_std = (0.0,) * 16, (1.0,) * 16  # measured when the stage ends
 
   dit = c.model.dit

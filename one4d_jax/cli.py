@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from one4d_jax.errors import UserError
 
+_OVERRIDE = '--config.'  # argparse would take these for abbreviations of ``--config``
+
 
 def run(
   main: Callable[[argparse.Namespace], None],
@@ -18,16 +20,28 @@ def run(
   ``error: ...`` in one line; anything else is a bug of ours and keeps its traceback.
   """
   argv = sys.argv[1:] if argv is None else list(argv)
+  overrides = [a.removeprefix(_OVERRIDE) for a in argv if a.startswith(_OVERRIDE)]
+  argv = [a for a in argv if not a.startswith(_OVERRIDE)]
   parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
   parser.error = _raise_usage  # instead of the usage text in several lines
   try:
-    main(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    if overrides and not hasattr(args, 'config'):
+      raise UserError(f'{_OVERRIDE}{overrides[0]} changes a configuration, and this command has none; see --help')
+    args.overrides = overrides
+    main(args)
   except (UserError, OSError, KeyboardInterrupt) as error:
     if '--debug' in argv:
       raise
     print(f'error: {_one_line(error)}', file=sys.stderr)
     return 2
   return 0
+
+
+def add_config(parser: argparse.ArgumentParser, *, default: str | None = None, required: bool = False) -> None:
+  """Adds ``--config FILE[:PRESET]``. ``run`` collects ``--config.KEY=VALUE`` into ``args.overrides``."""
+  text = 'configuration; change a value of it with --config.KEY=VALUE' + (' (default: %(default)s)' if default else '')
+  parser.add_argument('--config', metavar='FILE[:PRESET]', default=default, required=required, help=text)
 
 
 def _raise_usage(message: str):

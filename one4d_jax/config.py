@@ -114,12 +114,23 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
   """The checked configuration of ``'file.py:preset'`` with ``'section.key=value'`` overrides (values in YAML).
 
   Raises:
-    ConfigError: no such file or preset, unknown key, a value of the wrong type, or values that do not fit together.
+    ConfigError: as ``read``, or values that do not fit together.
+  """
+  config = read(spec, overrides, Config)
+  check(config)
+  return config
+
+
+def read(spec: str, overrides: Sequence[str], cls: type) -> Any:
+  """An instance of the dataclass ``cls`` from the file and preset of ``spec``, with overrides.
+
+  Raises:
+    ConfigError: no such file or preset, unknown key, a value of the wrong type.
   """
   path, _, preset = spec.partition(':')
   file = pathlib.Path(path)
   if not file.is_file():
-    raise ConfigError(f'no config file {path!r}; the project has configs/vae.py, configs/base.py, configs/one4d.py')
+    raise ConfigError(f'no config file {path!r}; the project has vae.py, base.py, one4d.py and eval.py in configs/')
   module_spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
   module = importlib.util.module_from_spec(module_spec)
   sys.path.insert(0, str(file.resolve().parent.parent))  # config files import what they share from their folder
@@ -128,14 +139,12 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
   finally:
     sys.path.pop(0)
   presets = getattr(module, 'PRESETS', ())
-  if preset and preset not in presets:
-    raise ConfigError(f'{path} has no preset {preset!r}; choose from {", ".join(presets)}')
+  if not presets or (preset and preset not in presets):
+    raise ConfigError(f'{path} has no preset {preset!r}; choose from {", ".join(presets) or "none"}')
   values = module.get_config(preset or presets[0])
   for override in overrides:
     _override(values, override)
-  config = from_dict(values.to_dict(), Config)
-  check(config)
-  return config
+  return from_dict(values.to_dict(), cls)
 
 
 def _override(values: ml_collections.ConfigDict, text: str) -> None:

@@ -10,22 +10,19 @@ import dataclasses
 import io
 import json
 import pathlib
-import runpy
 import sys
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import yaml
 from tqdm import tqdm
 
-from one4d_jax import cli
+from one4d_jax import cli, config
 from one4d_jax.data.scenes import GENERATOR_VERSION
 from one4d_jax.errors import ConfigError
 from one4d_jax.evaluation import benchmarks, report, score
 from one4d_jax.evaluation.benchmarks import EvalConfig
 from one4d_jax.model.umc import observed_frames
-from one4d_jax.structs import from_dict
 
 Predict = Callable  # clip -> (XYZ code [F H W 3], rgb [F H W 3] or None)
 
@@ -33,8 +30,7 @@ Predict = Callable  # clip -> (XYZ code [F H W 3], rgb [F H W 3] or None)
 def parser() -> argparse.ArgumentParser:
   """The command line."""
   p = argparse.ArgumentParser('python -m one4d_jax.evaluate', description=__doc__.split('\n\n')[0])
-  p.add_argument('--config', metavar='FILE:PRESET', help='what to run, such as configs/eval.py:procedural; any value '
-                 'of it can be set by --config.KEY=VALUE')  # fmt: skip
+  cli.add_config(p, required=True)
   p.add_argument('--weights', metavar='DIR', help='a bundle; default: the embedded tiny model')
   p.add_argument('--out', metavar='DIR', default='runs/eval', help='rows and tables (default: %(default)s)')
   return p
@@ -46,20 +42,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> EvalConfig:
   Raises:
     ConfigError: no such file, preset or key, or values that do not fit.
   """
-  path, _, preset = spec.partition(':')
-  if not pathlib.Path(path).is_file():
-    raise ConfigError(f'no config file {path!r}; the project has configs/eval.py')
-  module = runpy.run_path(path)
-  presets = module.get('PRESETS', ())
-  if not presets or (preset and preset not in presets):
-    raise ConfigError(f'{path} has no preset {preset!r}; choose from {", ".join(presets)}')
-  values = module['get_config'](preset or presets[0]).to_dict()
-  for override in overrides:
-    key, equals, value = override.partition('=')
-    if not equals or key not in values:
-      raise ConfigError(f'unknown config key {key!r}; expected --config.KEY=VALUE with KEY among {", ".join(values)}')
-    values[key] = yaml.safe_load(value)
-  cfg = from_dict(values, EvalConfig)
+  cfg = config.read(spec, overrides, EvalConfig)
   cfg.check()
   return cfg
 
@@ -154,28 +137,16 @@ def _row(clip, predict: Predict, cfg: EvalConfig) -> dict:
   return row | {'seconds': {'predict': made - start, 'score': time.perf_counter() - made}}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """The command; returns its exit status."""
-  argv = sys.argv[1:] if argv is None else list(argv)
-  prefix = '--config.'
-  overrides = [a.removeprefix(prefix) for a in argv if a.startswith(prefix)]
-  p = parser()
+def main(args: argparse.Namespace) -> None:
+  from one4d_jax.model import bundle
 
-  def run(args: argparse.Namespace) -> None:
-    if args.config is None:
-      p.print_help()
-      return
-    cfg = load_config(args.config, overrides)
-    from one4d_jax.model import bundle
-
-    out = pathlib.Path(args.out)
-    rows = evaluate(cfg, bundle.load(args.weights), out)
-    print((out / 'report.md').read_text())
-    failed = sum(bool(row['failed']) for some in rows.values() for row in some)
-    print(f'{out / "report.md"}\n{out / "report.json"}' + (f'\n{failed} clips failed; see rows' if failed else ''))
-
-  return cli.run(run, p, [a for a in argv if not a.startswith(prefix)])
+  cfg = load_config(args.config, args.overrides)
+  out = pathlib.Path(args.out)
+  rows = evaluate(cfg, bundle.load(args.weights), out)
+  print((out / 'report.md').read_text())
+  failed = sum(bool(row['failed']) for some in rows.values() for row in some)
+  print(f'{out / "report.md"}\n{out / "report.json"}' + (f'\n{failed} clips failed; see rows' if failed else ''))
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli.run(main, parser()))

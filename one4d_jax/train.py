@@ -16,16 +16,9 @@ from one4d_jax import cli
 
 def parser() -> argparse.ArgumentParser:
   p = argparse.ArgumentParser(prog='python -m one4d_jax.train', description=__doc__.split('\n')[0])
-  p.add_argument('--config', default='configs/one4d.py', metavar='FILE[:PRESET]', help='default: %(default)s')
+  cli.add_config(p, default='configs/one4d.py')
   p.add_argument('--workdir', metavar='DIR', help='checkpoints, metrics, pictures, export; default: from the config')
-  p.add_argument('overrides', nargs='*', metavar='--config.KEY=VALUE', help='change one value of the configuration')
   return p
-
-
-def arguments(argv: list[str]) -> list[str]:
-  """``--config.a.b=c`` are positional for argparse, which would take them for abbreviations of ``--config``."""
-  changes = [a.removeprefix('--config.') for a in argv if a.startswith('--config.')]
-  return [a for a in argv if not a.startswith('--config.')] + (['--', *changes] if changes else [])
 
 
 def main(args: argparse.Namespace) -> None:
@@ -167,4 +160,4 @@ def last_metrics(workdir: pathlib.Path) -> dict:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main, parser(), arguments(sys.argv[1:])))
+  sys.exit(cli.run(main, parser()))

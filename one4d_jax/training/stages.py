@@ -22,6 +22,7 @@ from one4d_jax.model.generate import generate
 from one4d_jax.training import latents
 from one4d_jax.viewer.images import sheet
 from one4d_jax.wan import dit
+from one4d_jax.wan.vae import WanVAE
 
 
 class Stage:
@@ -89,34 +90,45 @@ def videos(record: dict) -> tuple[np.ndarray, np.ndarray]:
 
 
 class VAEStage(Stage):
-  """L1 on pixels and on their differences in space and time, and a small KL term."""
+  """L1 on pixels and on their differences in space and time, and a small KL term. Continues a VAE it is given."""
+
+  @property
+  def vae(self) -> WanVAE:
+    """The VAE without normalisation of latents: their statistics are known only when it is trained."""
+    channels = self.bundle.config.vae.latent_channels
+    raw = {'latent_mean': (0.0,) * channels, 'latent_std': (1.0,) * channels}
+    return WanVAE(dataclasses.replace(self.bundle.config.vae, **raw))
 
   def init(self, key):
-    return nn.unbox(self.bundle.vae.init(key))
+    if 'vae' in self.bundle.params:
+      return self.bundle.params['vae']
+    params = nn.unbox(self.vae.init(key))
+    moments = params['encoder']['to_moments']  # a posterior much narrower than its mean: noise does not drown colours
+    moments['bias'] = moments['bias'].at[self.bundle.config.vae.latent_channels :].set(-5.0)
+    return params
 
   def source(self):
     return self.train_clips, functools.partial(procedural.vae_crop, crop=self.config.train.crop)
 
   def loss(self, params, frozen, batch, key):
-    vae, video = self.bundle.vae, batch['video']
-    mean, logvar = vae.moments(params, video)
+    video = batch['video']
+    mean, logvar = self.vae.moments(params, video)
     logvar = jnp.clip(logvar, -30.0, 20.0)
-    decoded = vae.decode(params, mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape))
+    decoded = self.vae.decode(params, mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape))
     error = decoded - video
     slopes = sum(jnp.abs(jnp.diff(error, axis=axis)).mean() for axis in (1, 2, 3))
     kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1 - logvar)
-    value = jnp.abs(error).mean() + slopes + self.config.train.kl * kl
+    value = jnp.abs(error).mean() + 0.3 * slopes + self.config.train.kl * kl
     return value, {'l1': jnp.abs(error).mean(), 'kl': kl, 'psnr': psnr(decoded, video)}
 
   def finished(self, params):
     """Latents are normalised by the statistics of both modalities over training clips."""
-    raw = dataclasses.replace(self.bundle.config.vae, latent_mean=(0.0,) * 16, latent_std=(1.0,) * 16)
-    encode = jax.jit(dataclasses.replace(self.bundle.vae, cfg=raw).encode)
-    clips = [np.stack(videos(self.train_clips[i])) for i in range(min(64, len(self.train_clips)))]
+    encode = jax.jit(self.vae.encode)
+    clips = (np.stack(videos(self.train_clips[i])) for i in range(min(64, len(self.train_clips))))
     z = np.concatenate([np.asarray(encode(params, clip)) for clip in clips])
-    statistics = {name: tuple(np.round(f(z, axis=(0, 1, 2, 3)).astype(float), 5).tolist())
-                  for name, f in (('latent_mean', np.mean), ('latent_std', np.std))}  # fmt: skip
-    config = dataclasses.replace(self.bundle.config, vae=dataclasses.replace(raw, **statistics))
+    channels = lambda f: tuple(np.round(f(z, axis=(0, 1, 2, 3)).astype(float), 5).tolist())
+    vae = dataclasses.replace(self.vae.cfg, latent_mean=channels(np.mean), latent_std=channels(np.std))
+    config = dataclasses.replace(self.bundle.config, vae=vae)
     return dataclasses.replace(self.bundle, params={'vae': params}, config=config)
 
   def validate(self, params):
@@ -132,13 +144,7 @@ class VAEStage(Stage):
 
   @functools.cached_property
   def _round_trip(self):
-    vae = self.bundle.vae
-
-    def run(params, video):
-      mean = vae.moments(params, video)[0]
-      return vae.decode(params, mean)
-
-    return jax.jit(run)
+    return jax.jit(lambda params, video: self.vae.decode(params, self.vae.encode(params, video)))
 
 
 class FlowStage(Stage):

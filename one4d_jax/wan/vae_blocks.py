@@ -143,7 +143,8 @@ class ResBlock(nn.Module):
     y = nn.silu(ChannelNorm(self.dtype, name='norm_1')(x))
     y = CausalConv(self.features, dtype=self.dtype, name='conv_1')(y)
     y = nn.silu(ChannelNorm(self.dtype, name='norm_2')(y))
-    y = CausalConv(self.features, dtype=self.dtype, name='conv_2')(y)
+    # Closed at the start: a fresh network is nearly linear, and a narrow one trains several times faster.
+    y = CausalConv(self.features, zero=True, dtype=self.dtype, name='conv_2')(y)
     if x.shape[-1] != self.features:
       x = Pointwise(self.features, dtype=self.dtype, name='shortcut')(x)
     return x + y

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from one4d_jax import evaluate
+from one4d_jax import cli, evaluate
 from one4d_jax.errors import ConfigError
 from one4d_jax.evaluation import benchmarks, report, score
 from one4d_jax.evaluation.benchmarks import EvalConfig
@@ -30,6 +30,10 @@ class Oracle:
     return Oracle(trained=False)
 
 
+def run(options: list[str]) -> int:
+  return cli.run(evaluate.main, evaluate.parser(), options)
+
+
 @pytest.fixture
 def oracle(monkeypatch):
   calls = []
@@ -49,7 +53,7 @@ def oracle(monkeypatch):
 def test_oracle_is_perfect_and_nothing_is_reported_as_failed(oracle, tmp_path, capsys):
   options = ['--config', 'configs/eval.py:procedural', '--out', str(tmp_path), '--config.clips=2']
   options += ['--config.train_clips=3', '--config.steps=7', '--config.solver=unipc']
-  assert evaluate.main(options) == 0
+  assert run(options) == 0
   assert oracle[0][3] == {'steps': 7, 'solver': 'unipc'} and oracle[0][1].all() and oracle[0][2]
   pooled = json.loads((tmp_path / 'report.json').read_text())['pooled']
   model, mean, untrained = (pooled[m]['all'] for m in ('model', 'mean', 'untrained'))
@@ -60,14 +64,14 @@ def test_oracle_is_perfect_and_nothing_is_reported_as_failed(oracle, tmp_path, c
   assert '| model' in shown and 'proc4d-test-easy-00000000' in shown and not list(tmp_path.rglob('*.part'))
 
   made = len(oracle)  # a second run reads what is there; another configuration is not mixed in
-  assert evaluate.main(options) == 0 and len(oracle) == made
-  assert evaluate.main([*options, '--config.steps=8']) == 2
+  assert run(options) == 0 and len(oracle) == made
+  assert run([*options, '--config.steps=8']) == 2
   assert 'another config' in capsys.readouterr().err
 
 
-def test_without_arguments_it_explains_itself(capsys):
-  assert evaluate.main([]) == 0
-  assert 'configs/eval.py:procedural' in capsys.readouterr().out
+def test_without_arguments_it_says_what_is_needed(capsys):
+  assert run([]) == 2
+  assert '--config' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -82,7 +86,7 @@ def test_without_arguments_it_explains_itself(capsys):
   ],
 )
 def test_mistakes_are_one_line(options, message, capsys):
-  assert evaluate.main(options) == 2
+  assert run(options) == 2
   error = capsys.readouterr().err
   assert message in error and error.count('\n') == 1
 
