@@ -18,13 +18,13 @@ def get_config(preset: str):
   c.workdir = 'runs/tiny/vae'
   c.train.stage = 'vae'
   c.train.batch, c.train.crop = 8, (5, 32)
-  c.train.steps = 1500
+  c.train.steps = 800
   c.train.learning_rate = 4e-3
-  c.train.schedule = 'cosine'
-  c.train.ema = 0.995
+  c.train.ema = 0.98
   if preset == 'tiny_long':
     c.workdir = 'runs/tiny/vae_long'
     c.model.weights = 'runs/tiny/vae/export'
     c.train.batch, c.train.crop = 4, (17, 32)
-    c.train.steps, c.train.learning_rate = 500, 1.5e-3
+    c.train.steps, c.train.learning_rate, c.train.schedule = 1400, 3e-3, 'cosine'
+    c.train.ema = 0.995
   return c

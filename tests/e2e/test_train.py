@@ -1,0 +1,111 @@
+"""Three stages from nothing to a model that samples; and training that survives being killed."""
+
+import itertools
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+from one4d_jax import cli
+from one4d_jax import train as trainer
+from one4d_jax.viewer.scene import load
+from tests.e2e import ROOT, command, environment, run, train
+
+
+def steps(workdir: pathlib.Path) -> list[int]:
+  return [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def whole(workdir: pathlib.Path) -> list[int]:
+  """Steps of the checkpoints that are complete."""
+  return sorted(int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit())
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A bundle made by the three stages, two steps each."""
+  home = tmp_path_factory.mktemp('runs')
+  for stage in ('vae', 'base', 'one4d'):
+    done = run(train(stage, home, 'train.steps=2', 'train.accumulation=2'))
+    assert done.stdout.strip().endswith(f'{stage}/export')
+    assert (home / stage / 'validation-000002.png').is_file()
+    assert list((home / stage / 'tensorboard').iterdir())
+  return home
+
+
+@pytest.mark.slow
+def test_three_stages_make_a_bundle_with_its_record(trained):
+  bundle = json.loads((trained / 'one4d' / 'export' / 'bundle.json').read_text())
+  assert set(bundle['record']) == {'vae', 'base', 'one4d'} and bundle['record']['one4d']['steps'] == 2
+  assert {'loss_rgb', 'loss_xyz', 'validation/psnr_xyz'} <= set(bundle['record']['one4d']['metrics'])
+
+
+@pytest.mark.slow
+def test_the_bundle_samples_a_scene(trained, tmp_path):
+  arguments = ('--weights', str(trained / 'one4d' / 'export'), '--prompt', 'a red box', '--out', str(tmp_path / 'out'))
+  done = run(command('one4d_jax.sample', *arguments))
+  assert str(tmp_path / 'out' / 'scene.html') in done.stdout
+  assert load(tmp_path / 'out').rgb.shape == (5, 32, 32, 3)
+  assert '--overwrite' in run(command('one4d_jax.sample', *arguments), status=2).stderr
+
+
+@pytest.mark.slow
+def test_other_weights_than_the_checkpoint_was_trained_on_are_refused(trained):
+  other = f'model.weights={trained / "one4d" / "export"}'
+  error = run(train('one4d', trained, 'train.steps=3', other), status=2).stderr
+  assert 'was trained on weights' in error and error.strip().count('\n') <= 3
+
+
+@pytest.mark.slow
+def test_killed_between_and_during_saves_training_continues(trained, tmp_path):
+  """SIGKILL while a checkpoint is being written, then between two; the same command ends the run."""
+  arguments = train('vae', tmp_path, f'data.cache={trained / "data"}', 'train.steps=60', 'train.save_every=3')
+  workdir = tmp_path / 'vae'
+
+  def killed(when) -> list[int]:
+    """Starts training, kills it when ``when()``, returns the checkpoints that are whole."""
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    deadline = time.time() + 300
+    while not when():
+      assert process.poll() is None and time.time() < deadline, 'ended before it could be killed'
+      time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return whole(workdir)
+
+  unfinished = lambda: list((workdir / 'checkpoints').glob('*tmp*'))
+  first = killed(lambda: len(whole(workdir)) >= 2 and unfinished())
+  assert unfinished(), 'the kill came too late to interrupt a save'
+  second = killed(lambda: max(whole(workdir), default=0) > max(first) + 6 and not unfinished())
+  assert max(second) > max(first)
+  run(arguments)
+  assert max(whole(workdir)) == 60 and not unfinished()
+
+  logged = steps(workdir)
+  restarts = [(a, b) for a, b in itertools.pairwise(logged) if b <= a]
+  resumed = [b - 1 for _, b in restarts]
+  assert sorted(set(logged)) == list(range(1, 61)), 'every step was taken'
+  assert all(step % 3 == 0 or step == 1 for step in resumed), 'each start continued from a whole checkpoint'
+  assert all(step > 0 for step in resumed), 'no start from the beginning'
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--config', 'configs/one4d.py'], 'no base weights.*configs/one4d.py:tiny'),
+    (['--config', 'configs/one4d.py:nano'], 'choose from paper, tiny'),
+    (['--config', 'configs/one4d.py:tiny', '--config.train.stepz=1'], "unknown config key 'train.stepz'"),
+    (['--config', 'configs/one4d.py:tiny', '--config.data.frames=18'], 'nearest are 17 and 21'),
+    (['--config', 'configs/one4d.py:tiny', '--config.model.weights=nowhere'], "no weights at 'nowhere'.*base.py:tiny"),
+    (['--config', 'configs/vae.py:tiny', '--config.data.source=folder'], "data.source='folder'"),
+  ],
+)
+def test_a_mistake_is_one_line_before_any_work(arguments, message, capsys, tmp_path):
+  workdir = tmp_path / 'run'
+  assert cli.run(trainer.main, trainer.parser(), [*arguments, '--workdir', str(workdir)]) == 2
+  error = capsys.readouterr().err
+  assert re.search(message, error) and error.count('\n') == 1 and not workdir.exists()
