@@ -15,8 +15,8 @@ def get_config(preset: str):
   c.workdir = 'runs/tiny/base'
   c.model.weights = 'runs/tiny/vae_long/export'
   c.train.stage = 'base'
-  c.train.steps = 4000
-  c.train.batch = 16
+  c.train.steps = 2400
+  c.train.batch = 8
   c.train.learning_rate = 6e-4
   c.train.schedule = 'cosine'
   c.train.ema = 0.998

@@ -22,8 +22,8 @@ def get_config(preset: str):
   c = tiny.common()
   c.workdir = 'runs/tiny/one4d'
   c.model.weights = 'runs/tiny/base/export'
-  c.train.steps = 3000
-  c.train.batch = 16
+  c.train.steps = 2400
+  c.train.batch = 8
   c.train.learning_rate = 2e-3
   c.train.schedule = 'cosine'
   c.train.ema = 0.998

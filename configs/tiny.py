@@ -19,7 +19,7 @@ def common():
 
   dit = c.model.dit
   dit.width, dit.ffn_width, dit.heads, dit.layers = 240, 640, 4, 6
-  dit.freq_width, dit.text_width, dit.text_len, dit.image_width = 128, 96, 192, 96
+  dit.freq_width, dit.text_width, dit.text_len, dit.image_width = 128, 96, 160, 96
 
   text = c.model.text
   text.vocab, text.width, text.ffn_width, text.heads, text.layers, text.tokenizer = 259, 96, 256, 4, 2, 'bytes'

@@ -74,7 +74,7 @@ def train(config, workdir: pathlib.Path) -> None:
   from one4d_jax.training.metrics import Writer
   from one4d_jax.training.stages import STAGES
   from one4d_jax.training.step import init_state, make_step
-  from one4d_jax.viewer.images import save_png
+  from one4d_jax.viewer.pictures import save_png
 
   settings = config.train
   say = lambda text: tqdm.write(text, file=sys.stderr)

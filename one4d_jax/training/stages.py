@@ -20,7 +20,7 @@ from one4d_jax.model import umc
 from one4d_jax.model.bundle import Bundle
 from one4d_jax.model.generate import generate
 from one4d_jax.training import latents
-from one4d_jax.viewer.images import sheet
+from one4d_jax.viewer.pictures import video_sheet
 from one4d_jax.wan import dit
 from one4d_jax.wan.vae import WanVAE
 
@@ -140,7 +140,7 @@ class VAEStage(Stage):
         metrics[name].append(float(psnr(a, b)))
       if i < 4:
         rows += [pair[0], np.asarray(decoded[0]), pair[1], np.asarray(decoded[1])]
-    return {k: float(np.mean(v)) for k, v in metrics.items()}, sheet(rows)
+    return {k: float(np.mean(v)) for k, v in metrics.items()}, video_sheet(rows)
 
   @functools.cached_property
   def _round_trip(self):
@@ -196,7 +196,7 @@ class FlowStage(Stage):
       if task == 'video':
         metrics['psnr_rgb'].append(float(psnr(made.rgb, rgb)))
         metrics['psnr_xyz'].append(float(psnr(made.xyz, xyz)))
-    return {k: float(np.mean(v)) for k, v in metrics.items()}, sheet(rows)
+    return {k: float(np.mean(v)) for k, v in metrics.items()}, video_sheet(rows)
 
 
 class BaseStage(FlowStage):
