@@ -14,8 +14,9 @@ def get_config(preset: str):
   c = tiny.common()
   c.workdir = 'runs/tiny/base'
   c.model.weights = 'runs/tiny/vae_long/export'
+  c.data.clips = 2000
   c.train.stage = 'base'
-  c.train.steps = 2400
+  c.train.steps = 2000
   c.train.batch = 8
   c.train.learning_rate = 6e-4
   c.train.schedule = 'cosine'

@@ -1,6 +1,7 @@
 """How commands end: a mistake of the user is one line on stderr and exit status 2; ``--debug`` shows more."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,9 @@ def run(
   Adds ``--debug`` to the parser. ``UserError``, ``OSError``, bad arguments and Ctrl-C become
   ``error: ...`` in one line; anything else is a bug of ours and keeps its traceback.
   """
+  # Compiled programs are kept between runs; XLA's remarks on reading them back are no news to anyone.
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.expanduser('~/.cache/one4d_jax'))
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   argv = sys.argv[1:] if argv is None else list(argv)
   overrides = [a.removeprefix(_OVERRIDE) for a in argv if a.startswith(_OVERRIDE)]
   argv = [a for a in argv if not a.startswith(_OVERRIDE)]

@@ -55,7 +55,8 @@ def make_step(
       total, _ = jax.lax.scan(add, total, jax.tree.map(lambda x: x[1:], micro))
     grads, metrics = jax.tree.map(lambda x: x / accumulation, total)
 
-    updates, moments = optimizer.update(grads, state.optimizer, state.params)
+    with jax.numpy_dtype_promotion('standard'):  # optax promotes internally
+      updates, moments = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     count = state.step.astype(jnp.float32)
     decay = jnp.minimum(ema, (1 + count) / (10 + count))

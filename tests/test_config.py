@@ -1,0 +1,76 @@
+"""Configuration files, presets and overrides."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+
+from one4d_jax import config as configs
+from one4d_jax.config import Config
+from one4d_jax.errors import ConfigError
+from one4d_jax.structs import from_dict
+
+FILES = ('configs/vae.py:tiny', 'configs/vae.py:tiny_long', 'configs/base.py:tiny', 'configs/one4d.py:tiny')
+
+
+@pytest.mark.parametrize('spec', [*FILES, 'configs/one4d.py:paper'])
+def test_every_preset_resolves_and_survives_json(spec):
+  config = configs.load(spec)
+  assert from_dict(json.loads(configs.to_json(config)), Config) == config
+
+
+def test_the_paper_preset_is_the_paper():
+  config = configs.load('configs/one4d.py')
+  assert (config.data.frames, config.data.height, config.data.width) == (81, 352, 624)
+  train = config.train
+  assert (train.learning_rate, train.steps, train.batch, train.accumulation) == (1e-4, 5500, 8, 4)
+  assert train.tasks == (0.35, 0.30, 0.35)
+  assert (config.sample.steps, config.sample.guidance, config.sample.shift) == (50, 6.0, 5.0)
+  assert config.model.adapters.rank == 64 and config.model.dit.layers == 40
+  assert dataclasses.replace(config, workdir='') == Config(), 'the defaults are the paper preset'
+
+
+def test_the_tiny_stages_build_on_each_other():
+  stages = [configs.load(spec) for spec in FILES]
+  for before, after in itertools.pairwise(stages):
+    assert after.model.weights == f'{before.workdir}/export'
+    assert (after.model.dit, after.model.vae) == (before.model.dit, before.model.vae)
+
+
+def test_overrides_reach_any_value():
+  changes = ['train.steps=10', 'model.adapters.link_layers=[0, 2]', 'data.fps=12', 'data.cache=elsewhere']
+  config = configs.load('configs/one4d.py:tiny', changes)
+  assert (config.train.steps, config.model.adapters.link_layers) == (10, (0, 2))
+  assert (config.data.fps, config.data.cache) == (12.0, 'elsewhere')
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ('train.stepz=1', "unknown config key 'train.stepz'.*steps"),
+    ('steps=1', "unknown config key 'steps'.*train"),
+    ('train.steps.x=1', 'unknown config key'),
+    ('train.steps', 'KEY=VALUE'),
+    ('train.steps=many', "train.steps='many' must be of type int"),
+    ('train.steps=true', 'train.steps=True must be of type int'),
+    ('train.tasks=[1, 1, 1]', 'sum to 1'),
+    ('train.schedule=linear', "'constant' or 'cosine'"),
+    ('data.frames=18', 'nearest are 17 and 21'),
+    ('data.width=100', 'multiple of 16; nearest is 96'),
+    ('model.adapters.link_layers=[9]', r'must lie in \[0, 6\)'),
+    ('model.dit.heads=7', 'even multiple of heads'),
+    ('sample.solver=heun', 'euler, unipc'),
+    ('train.batch=0', 'at least 1'),
+  ],
+)
+def test_a_bad_value_is_named(change, message):
+  with pytest.raises(ConfigError, match=message):
+    configs.load('configs/one4d.py:tiny', [change])
+
+
+def test_unknown_files_and_presets_are_named():
+  with pytest.raises(ConfigError, match=r"no config file 'configs/none.py'"):
+    configs.load('configs/none.py')
+  with pytest.raises(ConfigError, match="no preset 'nano'; choose from paper, tiny"):
+    configs.load('configs/one4d.py:nano')

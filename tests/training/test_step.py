@@ -1,0 +1,113 @@
+"""The optimisation step: accumulation, averaging, resuming."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from one4d_jax.errors import CheckpointError
+from one4d_jax.training import optimizer as optimizers
+from one4d_jax.training.checkpoint import Checkpoints
+from one4d_jax.training.step import init_state, make_step
+
+
+def loss(params, frozen, batch, key):
+  """A linear fit; the key adds noise, so that resuming must restore it."""
+  error = batch['x'] @ params['w'] + params['b'] - batch['y'] * frozen['scale']
+  value = jnp.mean(jnp.square(error)) + 1e-3 * jax.random.normal(key) * jnp.sum(params['w'])
+  return value, {'error': jnp.abs(error).mean()}
+
+
+def adam(steps=100):
+  return optimizers.make(learning_rate=0.05, warmup=2, steps=steps, kind='cosine', weight_decay=0.01, clip_norm=1.0)
+
+
+def fresh(ema=0.9):
+  params = {'w': jnp.ones((3, 2)), 'b': jnp.zeros(2)}
+  return init_state(params, adam(), seed=0, ema=ema)
+
+
+def batch(i, rows=8):
+  rng = np.random.default_rng(i)
+  x = rng.standard_normal((rows, 3)).astype(np.float32)
+  return {'x': x, 'y': x[:, :2] - x[:, 1:]}
+
+
+FROZEN = {'scale': jnp.float32(2.0)}
+
+
+def test_it_learns_and_reports():
+  step = make_step(loss, adam(), accumulation=1, ema=0.9)
+  state, values = fresh(), []
+  for i in range(100):
+    state, metrics = step(state, FROZEN, batch(i))
+    values.append(float(metrics['loss']))
+  assert values[-1] < 0.05 * values[0] and int(state.step) == 100
+  assert set(metrics) == {'loss', 'error', 'gradient_norm'}
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch():
+  without_key = lambda params, frozen, batch, key: loss(params, frozen, batch, jax.random.key(0))
+  steps = [make_step(without_key, adam(), accumulation=n, ema=0.0) for n in (1, 4)]
+  one, four = (step(fresh(ema=0.0), FROZEN, batch(0)) for step in steps)
+  np.testing.assert_allclose(one[1]['gradient_norm'], four[1]['gradient_norm'], rtol=1e-5)
+  np.testing.assert_allclose(one[0].params['w'], four[0].params['w'], rtol=1e-5)
+
+
+def test_the_average_trails_the_parameters():
+  step = make_step(loss, adam(), accumulation=1, ema=0.9)
+  state = fresh()
+  expected = np.ones((3, 2))
+  for i in range(20):
+    state, _ = step(state, FROZEN, batch(i))
+    decay = min(0.9, (1 + i) / (10 + i))
+    expected = decay * expected + (1 - decay) * np.asarray(state.params['w'])
+  np.testing.assert_allclose(state.average['w'], expected, rtol=1e-5)
+  assert fresh(ema=0.0).average == {}
+
+
+def test_schedule_rises_and_falls_to_a_tenth():
+  rate = optimizers.schedule(learning_rate=1.0, warmup=10, steps=100, kind='cosine')
+  rate = lambda step, rate=rate: rate(jnp.float32(step))
+  assert (float(rate(0)), float(rate(10))) == (0.0, 1.0)
+  np.testing.assert_allclose(float(rate(100)), 0.1, rtol=1e-5)
+  constant = optimizers.schedule(learning_rate=1.0, warmup=10, steps=100, kind='constant')
+  assert float(constant(jnp.float32(99))) == 1.0
+
+
+def test_resuming_repeats_the_run_exactly(tmp_path):
+  step = make_step(loss, adam(), accumulation=2, ema=0.9)
+  straight = fresh()
+  for i in range(10):
+    straight, _ = step(straight, FROZEN, batch(i))
+
+  checkpoints = Checkpoints(tmp_path, every=5, keep=2, weights_hash='abc')
+  state = fresh()
+  for i in range(7):
+    state, _ = step(state, FROZEN, batch(i))
+    checkpoints.save(state, {'next_index': i + 1}, step=i + 1)
+  checkpoints.close()
+
+  again = Checkpoints(tmp_path, every=5, keep=2, weights_hash='abc')
+  assert again.latest == 5
+  state, position = again.restore(fresh())
+  assert position == {'next_index': 5} and int(state.step) == 5
+  for i in range(5, 10):
+    state, _ = step(state, FROZEN, batch(i))
+  jax.tree.map(np.testing.assert_array_equal, straight, state)
+  again.close()
+
+
+def test_a_checkpoint_of_other_weights_or_shapes_is_refused(tmp_path):
+  checkpoints = Checkpoints(tmp_path, every=1, keep=1, weights_hash='abc')
+  checkpoints.save(fresh(), {}, step=1)
+  checkpoints.close()
+  other = Checkpoints(tmp_path, every=1, keep=1, weights_hash='xyz')
+  with pytest.raises(CheckpointError, match=r"'abc'.*'xyz'"):
+    other.restore(fresh())
+  other.close()
+  same = Checkpoints(tmp_path, every=1, keep=1, weights_hash='abc')
+  wider = init_state({'w': jnp.ones((4, 2)), 'b': jnp.zeros(2)}, adam(), seed=0, ema=0.9)
+  with pytest.raises(CheckpointError, match='step 1 does not fit'):
+    same.restore(wider)
+  same.close()
