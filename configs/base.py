@@ -16,9 +16,9 @@ def get_config(preset: str):
   c.model.weights = 'runs/tiny/vae_long/export'
   c.data.clips = 2000
   c.train.stage = 'base'
-  c.train.steps = 2000
+  c.train.steps = 3000
   c.train.batch = 8
-  c.train.learning_rate = 6e-4
+  c.train.learning_rate = 1e-3
   c.train.schedule = 'cosine'
   c.train.ema = 0.998
   c.train.text_only = 0.2

@@ -18,7 +18,7 @@ def common():
   vae.latent_mean, vae.latent_std = (0.0,) * 16, (1.0,) * 16  # measured when the stage ends
 
   dit = c.model.dit
-  dit.width, dit.ffn_width, dit.heads, dit.layers = 240, 640, 4, 6
+  dit.width, dit.ffn_width, dit.heads, dit.layers = 176, 480, 4, 6
   dit.freq_width, dit.text_width, dit.text_len, dit.image_width = 128, 96, 160, 96
 
   text = c.model.text
@@ -27,7 +27,7 @@ def common():
   image.image_size, image.patch, image.width, image.layers, image.heads, image.mlp_width = 64, 16, 96, 3, 4, 256
 
   adapters = c.model.adapters
-  adapters.rank, adapters.alpha, adapters.link_layers = 24, 24.0, (0, 1, 2, 3, 4)
+  adapters.rank, adapters.alpha, adapters.link_layers = 16, 16.0, (0, 1, 2, 3, 4)
 
   c.train.accumulation, c.train.log_every, c.train.validate_every = 1, 20, 1000
   c.sample.steps, c.sample.guidance, c.sample.shift = 20, 2.0, 2.0

@@ -16,8 +16,9 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
 # A part imports itself and anything lower. Parts of equal height are independent at the bottom, neighbours above.
 HEIGHT = {
-  **dict.fromkeys(('errors', 'checks', 'structs'), 0),
+  **dict.fromkeys(('errors', 'checks'), 0),
   **dict.fromkeys(('geometry', 'nn', 'flow'), 1),
+  'structs': 0.5,
   'wan': 2,
   'model': 3,
   **dict.fromkeys(('training', 'data', 'parallel', 'postopt', 'evaluation', 'viewer'), 4),

@@ -18,9 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
+import safetensors.numpy
 from flax import traverse_util
-from safetensors.numpy import load_file, save_file
 
 from one4d_jax.errors import CheckpointError
 from one4d_jax.model.one4d import AdapterConfig, One4D
@@ -62,8 +61,13 @@ class Bundle:
   params: dict[str, dict]
   config: Sizes
   record: dict[str, Any]  # how it was made: per stage config, steps, metrics
-  hash: str = ''
+  hashes: dict[str, str] = dataclasses.field(default_factory=dict)  # of the weight file of each part
   name: str = ''
+
+  @property
+  def hash(self) -> str:
+    """Of all weights, 16 hex digits; empty where nothing was loaded."""
+    return _short(''.join(f'{part}{value}' for part, value in sorted(self.hashes.items()))) if self.hashes else ''
 
   @property
   def vae(self) -> WanVAE:
@@ -89,7 +93,9 @@ class Bundle:
   def untrained(self) -> 'Bundle':
     """The same base with fresh adapters: both branches are the frozen RGB model."""
     fresh = nn.unbox(self.model.init_adapters(jax.random.key(0), self.params['base']))
-    return dataclasses.replace(self, params=self.params | {'adapters': fresh}, name=f'{self.name}-untrained')
+    hashes = {part: value for part, value in self.hashes.items() if part != 'adapters'}
+    params = self.params | {'adapters': fresh}
+    return dataclasses.replace(self, params=params, hashes=hashes, name=f'{self.name}-untrained')
 
 
 def save(bundle: Bundle, folder: str | os.PathLike, *, dtype: str = 'float32') -> None:
@@ -100,7 +106,9 @@ def save(bundle: Bundle, folder: str | os.PathLike, *, dtype: str = 'float32') -
   temporary.mkdir(parents=True)
   for part, tree in bundle.params.items():
     flat = traverse_util.flatten_dict(jax.device_get(tree), sep='/')
-    save_file({k: np.asarray(v, dtype, order='C') for k, v in flat.items()}, temporary / f'{part}.safetensors')
+    safetensors.numpy.save_file(
+      {k: np.asarray(v, dtype, order='C') for k, v in flat.items()}, temporary / f'{part}.safetensors'
+    )
   description = {'sizes': dataclasses.asdict(bundle.config), 'record': bundle.record}
   (temporary / 'bundle.json').write_text(json.dumps(description, indent=1))
   if folder.exists():
@@ -108,14 +116,8 @@ def save(bundle: Bundle, folder: str | os.PathLike, *, dtype: str = 'float32') -
   temporary.rename(folder)
 
 
-def digest(folder: str | os.PathLike) -> str:
-  """SHA-256 over the weight files, 16 hex digits."""
-  sha = hashlib.sha256()
-  for part in PARTS:
-    file = pathlib.Path(folder) / f'{part}.safetensors'
-    if file.exists():
-      sha.update(part.encode() + hashlib.sha256(file.read_bytes()).digest())
-  return sha.hexdigest()[:16]
+def _short(content: str | bytes) -> str:
+  return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:16]
 
 
 def locate(folder: str | os.PathLike | None = None) -> pathlib.Path:
@@ -130,7 +132,7 @@ def locate(folder: str | os.PathLike | None = None) -> pathlib.Path:
   return path
 
 
-def load(folder: str | os.PathLike | None = None, parts: tuple[str, ...] = PARTS) -> Bundle:
+def load(folder: str | os.PathLike | None = None) -> Bundle:
   """Reads a bundle; floating weights of any width become float32.
 
   Raises:
@@ -139,13 +141,14 @@ def load(folder: str | os.PathLike | None = None, parts: tuple[str, ...] = PARTS
   path = locate(folder)
   try:
     description = json.loads((path / 'bundle.json').read_text())
-    params = {}
-    for part in parts:
+    params, hashes = {}, {}
+    for part in PARTS:
       file = path / f'{part}.safetensors'
       if file.exists():
-        flat = {k: v.astype(np.float32) for k, v in load_file(file).items()}
-        params[part] = traverse_util.unflatten_dict(flat, sep='/')
+        content = file.read_bytes()
+        flat = {k: v.astype(np.float32) for k, v in safetensors.numpy.load(content).items()}
+        params[part], hashes[part] = traverse_util.unflatten_dict(flat, sep='/'), _short(content)
     sizes = from_dict(description['sizes'], Sizes)
-    return Bundle(params, sizes, description['record'], digest(path), path.name)
+    return Bundle(params, sizes, description['record'], hashes, path.name)
   except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
     raise CheckpointError(f'weights at {str(path)!r} cannot be read ({error}); export or convert them again') from error

@@ -20,9 +20,9 @@ _BATCH = 4  # clips encoded at a time
 
 def build(folder: pathlib.Path, clips, bundle: Bundle, *, name: str, sparse_masks: int):
   """Opens the latent shards of ``clips`` under the VAE of ``bundle``; makes them first if they are not there."""
-  path = pathlib.Path(folder) / f'{name}-latents-{bundle.hash}-{bundle.config.dit.text_len}'
+  path = pathlib.Path(folder) / f'{name}-latents-{bundle.hashes["vae"]}-{bundle.config.dit.text_len}'
   if not path.exists():
-    meta = {'weights': bundle.hash, 'value': 'posterior mean, normalised per channel'}
+    meta = {'vae': bundle.hashes['vae'], 'value': 'posterior mean, normalised per channel'}
     records = _records(clips, bundle, sparse_masks)
     shards.write(path, records, meta=meta, total=len(clips), desc=f'encode {name}')
   return shards.open(path)

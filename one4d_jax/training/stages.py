@@ -207,7 +207,10 @@ class BaseStage(FlowStage):
   def init(self, key):
     keys = jax.random.split(key, 3)
     parts = (self.bundle.model.init_base, self.bundle.text.init, self.bundle.image.init)
-    return {name: nn.unbox(init(k)) for name, init, k in zip(self.PARTS, parts, keys, strict=True)}
+    params = {name: nn.unbox(init(k)) for name, init, k in zip(self.PARTS, parts, keys, strict=True)}
+    head = params['base']['head']['out']
+    head['kernel'] = jnp.zeros_like(head['kernel'])  # as Wan starts: the first prediction is zero
+    return params
 
   def loss(self, params, frozen, batch, key):
     z = batch['z'][:, :1].swapaxes(0, 1)
