@@ -126,35 +126,28 @@ def sample(bundle, request, args: argparse.Namespace):
 
 
 def build_scene(made, request):
-  """The scene of generated videos, up to scale, and the uncertainty of its focal length in pixels.
-
-  Cameras are fitted to points that the code of pointmaps leaves on their rays. Depth there is the fit's; other valid
-  pixels have the z of their point in the fitted camera.
-  """
+  """The scene of generated videos, up to scale, and the uncertainty of its focal length in pixels."""
   import numpy as np
 
-  from one4d_jax.model import pointmap
-  from one4d_jax.postopt.fit import fit_cameras
+  from one4d_jax.postopt.decode import decode
+  from one4d_jax.viewer.pictures import to_uint8
   from one4d_jax.viewer.scene import Scene
 
-  code = np.asarray(made.xyz)[: request.given]
-  points = pointmap.denormalise(pointmap.undo_soft_limit(code))
-  fit = fit_cameras(points, pointmap.observation_from_code(code))
-  cam_from_world = np.linalg.inv(fit.world_from_cam.astype(np.float64))
-  z = np.einsum('fi,fhwi->fhw', cam_from_world[:, 2, :3], points) + cam_from_world[:, 2, 3, None, None]
-  depth = np.where(fit.depth > 0, fit.depth, z)
-  valid = pointmap.valid_from_code(code) & (depth > 0)
+  found = decode(np.asarray(made.xyz)[: request.given])
+  cameras = found.cameras
+  depth = np.where(cameras.depth > 0, cameras.depth, found.z)
+  valid = found.valid & (depth > 0)
   scene = Scene(
-    rgb=np.round((np.clip(made.rgb[: request.given], -1, 1) + 1) * 127.5),
-    pointmap=points,
+    rgb=to_uint8(made.rgb[: request.given]),
+    pointmap=found.points,
     depth=np.where(valid, depth, 0),
     valid=valid,
-    K=fit.K,
-    world_from_cam=fit.world_from_cam,
+    K=cameras.K,
+    world_from_cam=cameras.world_from_cam,
     observed=request.observed[: request.given],
-    residual=fit.residual,
+    residual=cameras.residual,
   )
-  return scene, fit.focal_std
+  return scene, cameras.focal_std
 
 
 class Clock:

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import subprocess
 import sys
 import time
 
@@ -146,9 +147,20 @@ def train(config, workdir: pathlib.Path) -> None:
   # -- What the next stage, or sampling, starts from ---------------------------------------------------------------
   finished = stage.finished(averaged(state))
   record = {'config': dataclasses.asdict(config), 'steps': int(state.step), 'metrics': last_metrics(workdir)}
+  record['commit'] = commit()
   finished = dataclasses.replace(finished, record=before.record | {settings.stage: record})
   bundles.save(finished, workdir / 'export')
   print(workdir / 'export')
+
+
+def commit() -> str:
+  """The commit of the code that runs; empty where that is not a git checkout, or there is no git."""
+  folder = pathlib.Path(__file__).parent
+  try:
+    found = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=folder, capture_output=True, text=True, check=False)
+  except FileNotFoundError:
+    return ''
+  return found.stdout.strip()
 
 
 def last_metrics(workdir: pathlib.Path) -> dict:

@@ -13,38 +13,7 @@ from one4d_jax.evaluation.depth import depth_metrics
 from one4d_jax.evaluation.trajectory import trajectory_metrics
 from one4d_jax.evaluation.video import psnr
 from one4d_jax.model import pointmap
-
-
-@dataclasses.dataclass(frozen=True)
-class Geometry:
-  """What a pointmap video says: depth and cameras, up to one scale."""
-
-  depth: Float[np.ndarray, 'F H W']
-  K: Float[np.ndarray, 'F 3 3']
-  world_from_cam: Float[np.ndarray, 'F 4 4']
-  residual: float
-
-
-def geometry(code: Float[np.ndarray, 'F H W 3']) -> Geometry:
-  """Depth and cameras of a decoded XYZ video.
-
-  Every pixel gets a depth, since all that are true will be scored: the z of its point in the fitted camera; where no
-  point is shown, the largest depth of the clip.
-
-  Raises:
-    DataError: too few valid pixels to fit a camera.
-  """
-  from one4d_jax.postopt.fit import fit_cameras
-
-  points = pointmap.denormalise(pointmap.undo_soft_limit(code))
-  cameras = fit_cameras(points, pointmap.observation_from_code(code))
-  cam_from_world = np.linalg.inv(cameras.world_from_cam.astype(np.float64))
-  z = np.einsum('fi,fhwi->fhw', cam_from_world[:, 2, :3], points) + cam_from_world[:, 2, 3, None, None]
-  shown = pointmap.valid_from_code(code)
-  if not shown.any():
-    raise DataError('the predicted pointmap shows no valid pixel')
-  depth = np.where(shown, z, z[shown].max())
-  return Geometry(depth, cameras.K, cameras.world_from_cam, float(np.nanmean(cameras.residual)))
+from one4d_jax.postopt.decode import decode
 
 
 def score(
@@ -62,12 +31,15 @@ def score(
   shown = pointmap.valid_from_code(code)
   row['valid_iou'] = float((shown & clip.valid).sum() / max((shown | clip.valid).sum(), 1))
   try:
-    found = geometry(code)
+    found = decode(code)
   except DataError as error:  # an untrained model may show nothing a camera could be fitted to
     return row | {'failed': str(error)}
-  depth = depth_metrics(found.depth, clip.depth, clip.valid, align=align)
-  path = trajectory_metrics(found.world_from_cam, clip.world_from_cam)
-  focal, true_focal = (np.mean(K[:, [0, 1], [0, 1]]) for K in (found.K, clip.K))
+  # Every pixel whose depth is true is scored: where no point is shown, with the largest depth of the clip.
+  predicted = np.where(shown, found.z, found.z[shown].max())
+  depth = depth_metrics(predicted, clip.depth, clip.valid, align=align)
+  cameras = found.cameras
+  path = trajectory_metrics(cameras.world_from_cam, clip.world_from_cam)
+  focal, true_focal = (np.mean(K[:, [0, 1], [0, 1]]) for K in (cameras.K, clip.K))
   return row | {
     **dataclasses.asdict(depth),
     'focal_error': float(abs(focal - true_focal) / true_focal),
@@ -75,7 +47,7 @@ def score(
     'rpe_t': path.rpe_t,
     'rpe_r': path.rpe_r,
     'still': path.degenerate,
-    'residual': found.residual,
+    'residual': float(np.nanmean(cameras.residual)),
   }
 
 
