@@ -148,7 +148,8 @@ def train(config, workdir: pathlib.Path) -> None:
   finished = stage.finished(averaged(state))
   record = {'config': dataclasses.asdict(config), 'steps': int(state.step), 'metrics': last_metrics(workdir)}
   record['commit'] = commit()
-  finished = dataclasses.replace(finished, record=before.record | {settings.stage: record})
+  name = pathlib.Path(config.workdir).name  # of the preset's run: 'vae', 'vae_long', 'base', 'one4d'
+  finished = dataclasses.replace(finished, record=before.record | {name: record})
   bundles.save(finished, workdir / 'export')
   print(workdir / 'export')
 

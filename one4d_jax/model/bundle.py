@@ -60,7 +60,7 @@ class Bundle:
 
   params: dict[str, dict]
   config: Sizes
-  record: dict[str, Any]  # how it was made: per stage config, steps, metrics
+  record: dict[str, Any]  # how it was made: config, steps, metrics, commit of each run, in order
   hashes: dict[str, str] = dataclasses.field(default_factory=dict)  # of the weight file of each part
   name: str = ''
 
