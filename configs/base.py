@@ -16,7 +16,7 @@ def get_config(preset: str):
   c.model.weights = 'runs/tiny/vae_long/export'
   c.data.clips = 2000
   c.train.stage = 'base'
-  c.train.steps = 3000
+  c.train.steps = 1800
   c.train.batch = 8
   c.train.learning_rate = 1e-3
   c.train.schedule = 'cosine'
