@@ -23,7 +23,7 @@ def get_config(preset: str):
   c.workdir = 'runs/tiny/one4d'
   c.data.clips = 2000
   c.model.weights = 'runs/tiny/base/export'
-  c.train.steps = 1800
+  c.train.steps = 2200
   c.train.batch = 8
   c.train.learning_rate = 2e-3
   c.train.schedule = 'cosine'
