@@ -77,6 +77,20 @@ def mean_predictor(cfg: EvalConfig, size: dict[str, int], out: pathlib.Path) -> 
   return lambda clip: (mean, None)
 
 
+def vae_predictor(bundle) -> Predict:
+  """The VAE's round trip of a clip and its exact pointmap: no model over these latents can do better."""
+  import jax
+
+  vae, params = bundle.vae, bundle.params['vae']
+  round_trip = jax.jit(lambda video: vae.decode(params, vae.encode(params, video)))
+
+  def predict(clip):
+    xyz, rgb = np.asarray(round_trip(np.stack([score.true_pointmap(clip), benchmarks.video(clip.rgb)])))
+    return xyz, rgb
+
+  return predict
+
+
 def claim(out: pathlib.Path, run: dict) -> None:
   """Makes ``out`` the place of this run, or continues it there.
 
@@ -124,6 +138,8 @@ def evaluate(cfg: EvalConfig, bundle, out: pathlib.Path) -> dict[str, list[dict]
 def _predictor(method: str, cfg: EvalConfig, bundle, size: dict[str, int], out: pathlib.Path) -> Predict:
   if method == 'mean':
     return mean_predictor(cfg, size, out)
+  if method == 'vae':
+    return vae_predictor(bundle)
   if method == 'truth':
     return lambda clip: (score.true_pointmap(clip), None)
   return predictor(bundle if method == 'model' else bundle.untrained(), cfg)

@@ -16,7 +16,8 @@ from one4d_jax.errors import ConfigError
 from one4d_jax.evaluation.depth import ALIGNMENTS
 from one4d_jax.model.umc import TASKS
 
-METHODS = ('model', 'mean', 'untrained', 'truth')  # truth: what the coding and the fit leave of exact pointmaps
+# The last two see exact pointmaps: what the VAE's round trip, or coding and fit alone, leave of them.
+METHODS = ('model', 'mean', 'untrained', 'vae', 'truth')
 
 
 @dataclasses.dataclass(frozen=True)

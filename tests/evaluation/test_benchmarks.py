@@ -82,7 +82,7 @@ def test_without_arguments_it_says_what_is_needed(capsys):
     (['--config', 'configs/eval.py', '--config.clip=3'], "unknown config key 'clip'"),
     (['--config', 'configs/eval.py', '--config.clips=many'], 'must be of type int'),
     (['--config', 'configs/eval.py', '--config.task=text'], 'task='),
-    (['--config', 'configs/eval.py', '--config.methods=[vae]'], "names 'vae'"),
+    (['--config', 'configs/eval.py', '--config.methods=[nerf]'], "names 'nerf'"),
   ],
 )
 def test_mistakes_are_one_line(options, message, capsys):
