@@ -30,6 +30,6 @@ def common():
   adapters.rank, adapters.alpha, adapters.link_layers = 16, 16.0, (0, 1, 2, 3, 4)
 
   c.train.accumulation, c.train.log_every, c.train.validate_every = 1, 20, 1000
-  c.sample.steps, c.sample.guidance, c.sample.shift = 20, 2.0, 2.0
+  c.sample.steps, c.sample.guidance, c.sample.shift = 20, 1.0, 2.0
   c.train.shift = 2.0
   return c

@@ -77,7 +77,7 @@ def train(config, workdir: pathlib.Path) -> None:
   from one4d_jax.training.step import init_state, make_step
   from one4d_jax.viewer.pictures import save_png
 
-  settings = config.train
+  settings, code = config.train, commit()
   say = lambda text: tqdm.write(text, file=sys.stderr)
 
   # -- What the stage builds on -----------------------------------------------------------------------------------
@@ -146,8 +146,12 @@ def train(config, workdir: pathlib.Path) -> None:
 
   # -- What the next stage, or sampling, starts from ---------------------------------------------------------------
   finished = stage.finished(averaged(state))
-  record = {'config': dataclasses.asdict(config), 'steps': int(state.step), 'metrics': last_metrics(workdir)}
-  record['commit'] = commit()
+  record = {
+    'config': dataclasses.asdict(config),
+    'steps': int(state.step),
+    'metrics': last_metrics(workdir),
+    'commit': code,
+  }
   name = pathlib.Path(config.workdir).name  # of the preset's run: 'vae', 'vae_long', 'base', 'one4d'
   finished = dataclasses.replace(finished, record=before.record | {name: record})
   bundles.save(finished, workdir / 'export')
