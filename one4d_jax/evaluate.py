@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from one4d_jax import cli, config
+from one4d_jax.data.clip import signed
 from one4d_jax.data.scenes import GENERATOR_VERSION
 from one4d_jax.errors import ConfigError
 from one4d_jax.evaluation import benchmarks, report, score
@@ -57,7 +58,7 @@ def predictor(bundle, cfg: EvalConfig) -> Predict:
   def predict(clip):
     observed = observed_frames(cfg.task, clip.frames, fraction=cfg.fraction)
     prompt = clip.caption if cfg.prompt else ''
-    made = generate(bundle, benchmarks.video(clip.rgb), observed, prompt, seed=cfg.seed, **chosen)
+    made = generate(bundle, signed(clip.rgb), observed, prompt, seed=cfg.seed, **chosen)
     return made.xyz, made.rgb
 
   return predict
@@ -85,7 +86,7 @@ def vae_predictor(bundle) -> Predict:
   round_trip = jax.jit(lambda video: vae.decode(params, vae.encode(params, video)))
 
   def predict(clip):
-    xyz, rgb = np.asarray(round_trip(np.stack([score.true_pointmap(clip), benchmarks.video(clip.rgb)])))
+    xyz, rgb = np.asarray(round_trip(np.stack([score.true_pointmap(clip), signed(clip.rgb)])))
     return xyz, rgb
 
   return predict

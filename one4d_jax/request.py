@@ -16,12 +16,11 @@ from jaxtyping import Bool, Float
 from one4d_jax.data import media
 from one4d_jax.data.frames import open_source
 from one4d_jax.errors import CheckpointError, DataError, UserError
+from one4d_jax.model.files import EMBEDDED, PARTS
 from one4d_jax.viewer.export import check_out
 
 ASSETS = pathlib.Path(__file__).parent / 'assets'
-EMBEDDED = ASSETS / 'tiny'
 EXAMPLE = ASSETS / 'examples' / 'room.mp4'
-PARTS = ('vae', 'base', 'text', 'image', 'adapters')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,3 +32,8 @@ class Clip:
   def size(self) -> tuple[int, int]:
     """(height, width) in pixels."""
     return self.rgb.shape[1:3]
+
+
+def signed(rgb: UInt8[np.ndarray, '*s']) -> Float32[np.ndarray, '*s']:
+  """Colours 0..255 as values in [-1, 1], the range of every network here."""
+  return rgb.astype(np.float32) / 127.5 - 1

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from one4d_jax.data.clip import signed
 from one4d_jax.data.frames import MissingFrames, Source, open_source
 
 
@@ -78,7 +79,7 @@ def read(
 
   known = len(chosen)
   length = frames if known == 1 else 4 * -(-(known - 1) // 4) + 1
-  video = np.stack(pictures + [pictures[-1]] * (length - known)).astype(np.float32) / 127.5 - 1
+  video = signed(np.stack(pictures + [pictures[-1]] * (length - known)))
   return Media(
     video=video,
     known=known,

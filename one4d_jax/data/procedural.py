@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from one4d_jax.data import render, shards
-from one4d_jax.data.clip import Clip
+from one4d_jax.data.clip import Clip, signed
 from one4d_jax.model import pointmap
 
 VAE_MASKED = 0.15  # share of RGB crops with frames set to 0: the VAE must also encode conditions
@@ -71,7 +71,7 @@ def vae_crop(record: dict, rng: np.random.Generator, *, crop: tuple[int, int]) -
   f, y, x = (int(rng.integers(n - size + 1)) for n, size in ((frames, count), (height, side), (width, side)))
   xyz = rng.random() < 0.5
   piece = record['xyz' if xyz else 'rgb'][f : f + count, y : y + side, x : x + side]
-  video = piece.astype(np.float32) if xyz else piece.astype(np.float32) / 127.5 - 1
+  video = piece.astype(np.float32) if xyz else signed(piece)
   if not xyz and rng.random() < VAE_MASKED:
     video[rng.random(count) < rng.random()] = 0
   if rng.random() < 0.5:

@@ -7,9 +7,6 @@ Their split is never trained on, and a part of their shapes, motions and texture
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import Float, UInt8
-
 from one4d_jax.data import render
 from one4d_jax.data.clip import Clip
 from one4d_jax.errors import ConfigError
@@ -72,8 +69,3 @@ def held_out_clip(level: str, seed: int, *, frames: int, height: int, width: int
 def train_clip(level: str, seed: int, *, frames: int, height: int, width: int) -> Clip:
   """One training clip, for its geometry; colours are not smoothed."""
   return render.clip(seed, level=level, split='train', frames=frames, height=height, width=width, supersample=1)
-
-
-def video(rgb: UInt8[np.ndarray, 'F H W 3']) -> Float[np.ndarray, 'F H W 3']:
-  """A clip's colours as the model's video, float32 in [-1, 1]."""
-  return rgb.astype(np.float32) / np.float32(127.5) - 1

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from one4d_jax.data.clip import Clip
+from one4d_jax.data.clip import Clip, signed
 from one4d_jax.errors import DataError
-from one4d_jax.evaluation.benchmarks import video
 from one4d_jax.evaluation.depth import depth_metrics
 from one4d_jax.evaluation.trajectory import trajectory_metrics
 from one4d_jax.evaluation.video import psnr
@@ -27,7 +26,7 @@ def score(
     align: of depth, see ``depth_metrics``.
   """
   row: dict[str, Any] = {'clip': clip.meta['id'], 'level': clip.meta['level'], 'failed': ''}
-  row['psnr'] = None if rgb is None else psnr(rgb, video(clip.rgb))
+  row['psnr'] = None if rgb is None else psnr(rgb, signed(clip.rgb))
   shown = pointmap.valid_from_code(code)
   row['valid_iou'] = float((shown & clip.valid).sum() / max((shown | clip.valid).sum(), 1))
   try:

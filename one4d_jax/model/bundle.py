@@ -22,6 +22,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from one4d_jax.errors import CheckpointError
+from one4d_jax.model.files import EMBEDDED, PARTS
 from one4d_jax.model.one4d import AdapterConfig, One4D
 from one4d_jax.structs import from_dict
 from one4d_jax.wan import dit, tokenizer
@@ -29,9 +30,6 @@ from one4d_jax.wan.clip import CLIPEncoder
 from one4d_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
 from one4d_jax.wan.umt5 import UMT5Encoder
 from one4d_jax.wan.vae import WanVAE
-
-PARTS = ('vae', 'base', 'text', 'image', 'adapters')
-EMBEDDED = pathlib.Path(__file__).parent.parent / 'assets' / 'tiny'
 
 
 @dataclasses.dataclass(frozen=True)

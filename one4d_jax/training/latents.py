@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from one4d_jax.data import shards
+from one4d_jax.data.clip import signed
 from one4d_jax.model import umc
 from one4d_jax.model.bundle import Bundle
 
@@ -60,7 +61,7 @@ def _sparse_sets(record: dict, index: int, count: int) -> np.ndarray:
 
 def _videos(record: dict, observed: np.ndarray) -> np.ndarray:
   """All that is encoded of one clip, float32 ``[2 + 1 + j F H W 3]``."""
-  rgb = record['rgb'].astype(np.float32) / 127.5 - 1
+  rgb = signed(record['rgb'])
   first = np.zeros(len(rgb), bool)
   first[0] = True
   known = [np.where(o[:, None, None, None], rgb, 0) for o in (first, *observed)]
@@ -92,7 +93,7 @@ def draw(record: dict, rng: np.random.Generator, *, tasks, text_only: float, tex
     'latent': latent.astype(np.float32),
     'observed': observed,
     'weight': record['weight'].astype(np.float32),
-    'first': record['first'].astype(np.float32) / 127.5 - 1,
+    'first': signed(record['first']),
     'ids': record['ids'],
     'text_mask': record['text_mask'],
     'text_kept': np.bool_(rng.random() >= text_dropout),

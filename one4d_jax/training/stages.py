@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from one4d_jax.data import pipeline, procedural
+from one4d_jax.data.clip import signed
 from one4d_jax.flow import rectified
 from one4d_jax.model import umc
 from one4d_jax.model.bundle import Bundle
@@ -86,7 +87,7 @@ def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def videos(record: dict) -> tuple[np.ndarray, np.ndarray]:
   """A clip's RGB and XYZ video, float32 in about [-1, 1]."""
-  return record['rgb'].astype(np.float32) / 127.5 - 1, record['xyz'].astype(np.float32)
+  return signed(record['rgb']), record['xyz'].astype(np.float32)
 
 
 class VAEStage(Stage):

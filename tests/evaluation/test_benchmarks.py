@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from one4d_jax import cli, evaluate
+from one4d_jax.data.clip import signed
 from one4d_jax.errors import ConfigError
 from one4d_jax.evaluation import benchmarks, report, score
 from one4d_jax.evaluation.benchmarks import EvalConfig
@@ -38,7 +39,7 @@ def run(options: list[str]) -> int:
 def oracle(monkeypatch):
   calls = []
   clips = [benchmarks.held_out_clip(*name, **SIZE) for name in benchmarks.names(EvalConfig().levels, 2)]
-  codes = {benchmarks.video(clip.rgb)[0].tobytes(): score.true_pointmap(clip) for clip in clips}
+  codes = {signed(clip.rgb)[0].tobytes(): score.true_pointmap(clip) for clip in clips}
 
   def generate(bundle, video, observed, prompt, *, seed=0, **options):
     calls.append((bundle.trained, observed, prompt, options))
