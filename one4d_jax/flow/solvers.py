@@ -57,13 +57,15 @@ def schedule(solver: str, *, steps: int, shift: float) -> Schedule:
     u = np.linspace(0.999 if solver == 'unipc' else 1, 0, steps + 1)[:-1]
   sigmas = np.append(shift_time(u, shift), 0.0)
   timesteps = 1000 * sigmas[:-1]
-  if solver != 'euler':
-    timesteps = np.trunc(timesteps)
-  multistep = solver != 'euler'
+  return tabulate(solver, sigmas, timesteps if solver == 'euler' else np.trunc(timesteps))
+
+
+def tabulate(solver: str, sigmas: np.ndarray, timesteps: np.ndarray) -> Schedule:
+  """The solver's table over any noise levels ``[n+1]`` that fall to 0, such as those of another library."""
   return Schedule(
     sigmas,
     timesteps,
-    _extrapolation(sigmas) if multistep else np.zeros(steps),
+    np.zeros(len(timesteps)) if solver == 'euler' else _extrapolation(sigmas),
     _correction(sigmas) if solver == 'unipc' else None,
   )
 
@@ -107,18 +109,26 @@ def solve(
   shift: float | int,
   callback: Callable | None = None,
 ) -> Float[Array, '*any']:
-  """Follows ``velocity`` from the noise ``z`` to the data, in one ``lax.scan``; float32 throughout.
-
-  Args:
-    velocity: ``(z, sigma) -> v``, ``sigma`` a float32 scalar: the model's timestep / 1000.
-    callback: called on the host as ``callback(step)`` before each of the steps 0 .. steps-1.
+  """``follow`` on the ``schedule`` of these arguments.
 
   Raises:
     ConfigError: unknown ``solver``, bad ``steps`` or ``shift``.
   """
-  plan = schedule(solver, steps=steps, shift=shift)
+  return follow(velocity, z, schedule(solver, steps=steps, shift=shift), callback=callback)
+
+
+@checked
+def follow(
+  velocity: Callable, z: Float[Array, '*any'], plan: Schedule, *, callback: Callable | None = None
+) -> Float[Array, '*any']:
+  """Follows ``velocity`` from the noise ``z`` to the data, in one ``lax.scan``; float32 throughout.
+
+  Args:
+    velocity: ``(z, sigma) -> v``, ``sigma`` a float32 scalar: the model's timestep / 1000.
+    callback: called on the host as ``callback(step)`` before each of the steps 0 .. n-1.
+  """
   ratio = plan.sigmas[1:] / plan.sigmas[:-1]
-  rows = {'step': np.arange(steps), 'sigma': plan.sigmas[:-1], 'time': plan.timesteps / 1000, 'r': ratio}
+  rows = {'step': np.arange(len(ratio)), 'sigma': plan.sigmas[:-1], 'time': plan.timesteps / 1000, 'r': ratio}
   rows |= {'k': plan.extrapolation}
   if plan.correction is not None:
     rows |= {'r1': np.append(1.0, ratio[:-1]), 'a': plan.correction[:, 0], 'b': plan.correction[:, 1]}
