@@ -1,72 +1,229 @@
-"""Apply a table of names: native Wan tensors in, one of our parameter trees out.
+"""The tensors of a published checkpoint and the arrays of one of our parameter trees, tied by rules.
 
-A rule reads ``Rule('blocks.{l}.ffn.0.weight', 'blocks/ffn_in/kernel', linear)``. A source with ``{l}`` names one
-tensor per layer; they are stacked on a new leading axis. Every source is used once and every target filled
-once: whatever is missing or left over is reported together, before any data moves. Tensors that our networks
-do not have are named as patterns in ``ignore``; a pattern that matches nothing is an error too.
+A rule reads ``Rule(('blocks.{l}.ffn.0.weight',), 'blocks/ffn_in/kernel', LINEAR)``. ``{l}`` counts layers, which our
+trees stack on a leading axis. A transform works on one layer, is exact and goes both ways. ``plan`` fits a table of
+rules to a file by names, shapes and dtypes alone: every source is used once, every target filled once, and whatever
+does not fit is reported together, before any data moves.
 """
 
+import collections
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from flax import traverse_util
 
 from one4d_jax.errors import CheckpointError
 
-Transform = Callable[[np.ndarray], np.ndarray]
+DTYPES = ('float32', 'bfloat16', 'float16')
+SHOWN = 12  # names of a kind in an error
 
 
-def keep(w: np.ndarray) -> np.ndarray:
-  return w
+class Tensor(NamedTuple):
+  """What is known of a tensor without reading it."""
+
+  shape: tuple[int, ...]
+  dtype: str  # as NumPy and ml_dtypes name it
 
 
-def linear(w: np.ndarray) -> np.ndarray:
-  """Torch keeps ``[out, in]``, we keep ``[in, out]``."""
-  return w.T
+@dataclasses.dataclass(frozen=True)
+class Transform:
+  """``forward(*sources)`` is our array of one layer, ``backward(array)`` the sources again; views where possible."""
+
+  forward: Callable[..., np.ndarray]
+  backward: Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 
-def conv(w: np.ndarray) -> np.ndarray:
-  """Torch keeps ``[out, in, *window]``, we keep ``[*window, in, out]``."""
-  return np.moveaxis(w, (0, 1), (-1, -2))
+def _reshaped(theirs: Callable, ours: Callable) -> Transform:
+  return Transform(theirs, lambda w: (ours(w),))
+
+
+KEEP = _reshaped(lambda w: w, lambda w: w)
+LINEAR = _reshaped(lambda w: w.T, lambda w: w.T)  # [out, in] <-> [in, out]
+CONV = _reshaped(  # [out, in, *window] <-> [*window, in, out]
+  lambda w: np.moveaxis(w, (0, 1), (-1, -2)), lambda w: np.moveaxis(w, (-1, -2), (0, 1))
+)
+
+
+def leading(ones: int) -> Transform:
+  """``[1, ..., *shape]`` with so many leading ones ``<-> [*shape]``."""
+  return _reshaped(lambda w: w.reshape(w.shape[ones:]), lambda w: w.reshape((1,) * ones + w.shape))
+
+
+FIRST = leading(1)
+
+
+def scale(ndim: int) -> Transform:
+  """``[c, 1, ...]`` of ``ndim`` axes ``<-> [c]``."""
+  return _reshaped(lambda w: w.reshape(-1), lambda w: w.reshape(-1, *(1,) * (ndim - 1)))
+
+
+def pointwise(ndim: int) -> Transform:
+  """The kernel ``[out, in, 1, ...]``, of ``ndim`` axes, of a 1x1 convolution ``<-> [in, out]``."""
+  return _reshaped(lambda w: w.reshape(w.shape[:2]).T, lambda w: w.T.reshape(*w.shape[::-1], *(1,) * (ndim - 2)))
+
+
+def patch(channels: int, *window: int, channels_last: bool = False) -> Transform:
+  """A convolution whose stride is its window, as a matrix: ``[out, channels, *window] <-> [channels·window, out]``.
+
+  ``channels_last`` orders the rows of the matrix as ``window·channels``.
+  """
+  if not channels_last:
+    return _reshaped(lambda w: w.reshape(w.shape[0], -1).T, lambda w: w.T.reshape(-1, channels, *window))
+  return _reshaped(
+    lambda w: np.moveaxis(w, 1, -1).reshape(w.shape[0], -1).T,
+    lambda w: np.moveaxis(w.T.reshape(-1, *window, channels), -1, 1),
+  )
+
+
+def fused(parts: int) -> Transform:
+  """``parts`` kernels ``[out, in]`` or biases ``[out]`` of equal size, side by side in ``[in, parts·out]``."""
+  return Transform(lambda *w: np.concatenate(w).T, lambda w: tuple(np.split(w.T, parts)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  source: str
+  """Where one of our arrays comes from.
+
+  ``copies`` are other names of a single source, for files that hold a tied tensor under any or all of them. The
+  first name found is read, the others are left alone; a written file has the source only.
+  """
+
+  sources: tuple[str, ...]
   target: str
-  transform: Transform = keep
+  transform: Transform = KEEP
+  copies: tuple[str, ...] = ()
+
+  @property
+  def stacked(self) -> bool:
+    return '{l}' in self.sources[0]
+
+  def names(self, layer: int) -> tuple[str, ...]:
+    """The sources of one layer."""
+    return tuple(source.replace('{l}', str(layer)) for source in self.sources)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """One array of our tree and where it comes from."""
+
+  target: str
+  shape: tuple[int, ...]  # layers included
+  layers: tuple[tuple[str, ...], ...]  # the sources of each layer; one entry where nothing is stacked
+  stacked: bool
+  transform: Transform
+
+  @property
+  def sources(self) -> tuple[tuple[int, ...], ...]:
+    """The shapes that the sources of each layer have."""
+    layer = np.broadcast_to(np.zeros(()), self.shape[self.stacked :])  # no memory: every stride is zero
+    return tuple(w.shape for w in self.transform.backward(layer))
+
+
+class Misfits:
+  """Everything that does not fit, by kind; raised as one error."""
+
+  def __init__(self):
+    self.kinds = collections.defaultdict(list)
+
+  def add(self, kind: str, entries: Iterable[str]) -> None:
+    self.kinds[kind].extend(entries)
+
+  def raise_any(self) -> None:
+    """Raises CheckpointError with counts and the first entries of each kind, if there are any."""
+    parts = []
+    for kind, entries in self.kinds.items():
+      if entries:
+        more = f' and {len(entries) - SHOWN} more' if len(entries) > SHOWN else ''
+        parts.append(f'{len(entries)} {kind}: {", ".join(entries[:SHOWN])}{more}')
+    if parts:
+      raise CheckpointError(f'the checkpoint does not fit the network: {"; ".join(parts)}')
+
+
+def _claim(
+  names: Collection[str], rules: Iterable[Rule], layers: Callable[[Rule], int], ignore: Iterable[str], misfits: Misfits
+) -> list[tuple[Rule, tuple[tuple[str, ...], ...]]]:
+  """The sources of each rule, layer by layer. Notes the missing, the left over and what two rules want."""
+  available = set(names).difference(*(fnmatch.filter(names, pattern) for pattern in ignore))
+  claims, used, skipped = [], collections.Counter(), set()
+  for rule in rules:
+    wanted = tuple(rule.names(l) for l in range(layers(rule))) if rule.stacked else (rule.sources,)
+    if rule.copies:
+      own = next((name for name in (*rule.sources, *rule.copies) if name in available), rule.sources[0])
+      wanted, skipped = ((own,),), skipped.union(rule.sources, rule.copies)
+    claims.append((rule, wanted))
+    used.update(name for sources in wanted for name in sources)
+  misfits.add('missing', (name for name in used if name not in available))
+  misfits.add('unexpected', sorted(available.difference(used, skipped)))
+  misfits.add('read twice', (name for name, times in used.items() if times > 1))
+  targets = collections.Counter(rule.target for rule, _ in claims)
+  misfits.add('filled twice', (target for target, times in targets.items() if times > 1))
+  return claims
+
+
+def plan(
+  tensors: Mapping[str, Tensor],
+  rules: Iterable[Rule],
+  targets: Mapping[str, tuple[int, ...]],
+  *,
+  ignore: Iterable[str] = (),
+) -> tuple[Leaf, ...]:
+  """How each of our arrays is made of ``tensors``.
+
+  Args:
+    tensors: of the file, by name.
+    rules: the table of the file's layout.
+    targets: shapes of our arrays, layers included, by path.
+    ignore: patterns (``*`` is any text) of tensors that are left alone, if they are there.
+
+  Raises:
+    CheckpointError: one, with all tensors that are missing, unexpected, of another shape or of a dtype that is not
+      float32, bfloat16 or float16, and all arrays that the table does not fill.
+  """
+  rules, misfits = tuple(rules), Misfits()
+  misfits.add('unknown to our network', (rule.target for rule in rules if rule.target not in targets))
+  rules = tuple(rule for rule in rules if rule.target in targets)
+  misfits.add('left empty in our network', sorted(set(targets).difference(rule.target for rule in rules)))
+  claims = _claim(tensors, rules, lambda rule: targets[rule.target][0], ignore, misfits)
+  leaves = tuple(
+    Leaf(rule.target, tuple(targets[rule.target]), layers, rule.stacked, rule.transform) for rule, layers in claims
+  )
+  for leaf in leaves:
+    for names in leaf.layers:
+      for name, shape in zip(names, leaf.sources, strict=True):
+        if name in tensors:
+          _check(name, tensors[name], shape, misfits)
+  misfits.raise_any()
+  return leaves
+
+
+def _check(name: str, found: Tensor, shape: tuple[int, ...], misfits: Misfits) -> None:
+  if tuple(found.shape) != shape:
+    misfits.add('mis-shaped', [f'{name} {list(found.shape)}, expected {list(shape)}'])
+  if found.dtype not in DTYPES:
+    already = ' (already quantised)' if re.match(r'u?int|float[48]', found.dtype) else ''
+    misfits.add(f'not {", ".join(DTYPES[:-1])} or {DTYPES[-1]}', [f'{name} {found.dtype}{already}'])
 
 
 def convert(tensors: Mapping[str, np.ndarray], rules: Iterable[Rule], *, ignore: Iterable[str] = ()) -> dict:
-  """Our tree from native ``tensors``, without those that match a pattern of ``ignore`` (``*`` is any text).
+  """Our tree from ``tensors`` in memory; the names themselves tell how many layers there are.
 
   Raises:
-    CheckpointError: listing every source no rule reads and every rule or pattern that finds no source.
+    CheckpointError: as ``plan``, for names only.
   """
-  dropped = {pattern: fnmatch.filter(tensors, pattern) for pattern in ignore}
-  missing = [pattern for pattern, names in dropped.items() if not names]
-  available = set(tensors).difference(*dropped.values())
-  flat, used = {}, set()
-  for rule in rules:
-    if '{l}' in rule.source:
-      pattern = re.compile(re.escape(rule.source).replace(r'\{l\}', r'(\d+)'))
-      found = sorted((int(m[1]), name) for name in available if (m := pattern.fullmatch(name)))
-      names = [name for _, name in found]
-      if not names or [i for i, _ in found] != list(range(len(found))):
-        missing.append(rule.source)
-        continue
-      flat[rule.target] = np.stack([rule.transform(tensors[name]) for name in names])
-    else:
-      names = [rule.source]
-      if rule.source not in available:
-        missing.append(rule.source)
-        continue
-      flat[rule.target] = np.ascontiguousarray(rule.transform(tensors[rule.source]))
-    used.update(names)
-  left = sorted(available - used)
-  if missing or left:
-    raise CheckpointError(f'checkpoint does not fit the table: missing {missing[:20]}, unexpected {left[:20]}')
+  dropped = {name for pattern in ignore for name in fnmatch.filter(tensors, pattern)}
+  names, misfits = [name for name in tensors if name not in dropped], Misfits()
+
+  def count(rule: Rule) -> int:
+    pattern = re.compile(re.escape(rule.sources[0]).replace(r'\{l\}', r'(\d+)'))
+    return max((int(found[1]) + 1 for name in names if (found := pattern.fullmatch(name))), default=1)
+
+  claims, flat = _claim(names, rules, count, (), misfits), {}
+  misfits.raise_any()
+  for rule, layers in claims:
+    arrays = [rule.transform.forward(*(tensors[name] for name in sources)) for sources in layers]
+    flat[rule.target] = np.stack(arrays) if rule.stacked else np.ascontiguousarray(arrays[0])
   return traverse_util.unflatten_dict(flat, sep='/')

@@ -20,7 +20,7 @@ TINY = CLIPConfig(image_size=56, patch=14, width=64, layers=4, heads=4, mlp_widt
 
 @pytest.fixture(scope='module')
 def native():
-  return golden.load('clip')[2]
+  return {f'visual.{name}': w for name, w in golden.load('clip')[2].items()}
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +28,7 @@ def case(native):
   """``(encoder, params, image, expected)`` of the golden run, channel-last."""
   description, arrays, _ = golden.load('clip')
   encoder = clip.CLIPEncoder(TINY, dtype=jnp.float32, param_dtype=jnp.float32)
-  params = jax.tree.map(jnp.asarray, convert(native, rules(''), ignore=ignored(4, '')))
+  params = jax.tree.map(jnp.asarray, convert(native, rules(TINY, 'native'), ignore=ignored(TINY, 'native')))
   image = jnp.asarray(np.tanh(golden.given(description, 'image', description['image'])))
   return encoder, params, image.transpose(0, 2, 3, 1), arrays
 
@@ -66,7 +66,7 @@ def test_the_resize_of_jax_is_wrong(case, antialias, monkeypatch):
 
 
 def test_running_every_block_is_wrong(case, native):
-  everything = convert(native, rules(''), ignore=('post_norm.*', 'head'))
+  everything = convert(native, rules(TINY, 'native'), ignore=('visual.post_norm.*', 'visual.head'))
   assert len(everything['blocks']['qkv']['kernel']) == 4
   assert error(case, jax.tree.map(jnp.asarray, everything)) > 1e-2
 
@@ -84,10 +84,8 @@ def test_bicubic():
 
 
 def test_unnamed_leftovers_are_an_error(native):
-  with pytest.raises(CheckpointError, match=r'post_norm\.bias'):
-    convert(native, rules(''), ignore=('transformer.3.*', 'head'))
-  with pytest.raises(CheckpointError, match=r'textual\.\*'):
-    convert(native, rules(''), ignore=(*ignored(4, ''), 'textual.*'))
+  with pytest.raises(CheckpointError, match=r'2 unexpected: visual\.post_norm\.bias, visual\.post_norm\.weight$'):
+    convert(native, rules(TINY, 'native'), ignore=('visual.transformer.3.*', 'visual.head'))
 
 
 def test_bfloat16_stays_close(case):

@@ -11,7 +11,7 @@ from one4d_jax.wan import dit
 from one4d_jax.wan.config import DiTConfig
 from tests import golden
 from weight_conversion.rules import convert
-from weight_conversion.tables.dit import RULES
+from weight_conversion.tables.dit import rules
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +27,7 @@ def original():
   for i, rows in enumerate(shape['ctx']):
     text[i, : rows[0]] = golden.given(description, f'ctx{i}', rows)
   inputs = np.concatenate(video, -1), arrays['t'], text, golden.given(description, 'clip', shape['clip'])
-  return cfg, convert(weights, RULES), inputs, np.moveaxis(arrays['out'], 1, -1)
+  return cfg, convert(weights, rules(cfg, 'native')), inputs, np.moveaxis(arrays['out'], 1, -1)
 
 
 def error(cfg, params, inputs, expected) -> float:

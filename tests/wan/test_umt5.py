@@ -12,7 +12,7 @@ from one4d_jax.wan import umt5
 from one4d_jax.wan.config import UMT5Config
 from tests import golden
 from weight_conversion.rules import convert
-from weight_conversion.tables.umt5 import RULES
+from weight_conversion.tables.umt5 import rules
 
 TINY = UMT5Config(vocab=300, width=64, ffn_width=160, heads=4, layers=3)
 
@@ -22,7 +22,7 @@ def case():
   """``(encoder, params, ids, mask, expected)`` of the golden run."""
   _, arrays, weights = golden.load('umt5')
   encoder = umt5.UMT5Encoder(TINY, dtype=jnp.float32, param_dtype=jnp.float32)
-  params = jax.tree.map(jnp.asarray, convert(weights, RULES))
+  params = jax.tree.map(jnp.asarray, convert(weights, rules(TINY, 'native')))
   ids, mask = jnp.asarray(arrays['ids'], jnp.int32), jnp.asarray(arrays['mask'], bool)
   return encoder, params, ids, mask, arrays['out']
 

@@ -45,7 +45,7 @@ def original():
     return jnp.asarray(np.moveaxis(z, 1, -1))
 
   expected = {k: np.moveaxis(v, 1, -1) for k, v in arrays.items()}
-  return WanVAE(cfg), convert(weights, rules(cfg)), video, latent, expected
+  return WanVAE(cfg), convert(weights, rules(cfg, 'native')), video, latent, expected
 
 
 @functools.cache
@@ -185,14 +185,6 @@ def test_real_size_and_logical_axes():
   for path, p in leaves:
     assert len(p.names) == p.value.ndim and p.names[-1] == 'conv_out', jax.tree_util.keystr(path)
     assert p.value.dtype == jnp.float32
-
-
-@pytest.mark.parametrize('cfg', [TINY, VAEConfig(width=8, mult=(1, 2, 2), res_blocks=3, temporal=(True, False))])
-def test_table_covers_every_size(cfg):
-  shapes = nn.unbox(jax.eval_shape(WanVAE(cfg).init, jax.random.key(0)))
-  targets = {r.target for r in rules(cfg)}
-  paths = {'/'.join(k.key for k in path) for path, _ in jax.tree.leaves_with_path(shapes)}
-  assert targets == paths and len(rules(cfg)) == len(targets)
 
 
 def test_converted_weights_have_the_shapes_of_init():

@@ -1,46 +1,100 @@
-"""CLIP: names of ``models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth`` to the tree of ``one4d_jax.wan.clip``.
+"""CLIP: ``models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth`` and transformers' ``image_encoder/``.
 
-That file also holds the text half, and parts of the visual half that Wan never runs: ``ignored`` names them.
+Wan runs the visual half up to the last block but one. The native file has the text half too, both have the rest of
+the visual half: ``ignored`` names what is left alone.
 """
 
-import numpy as np
+import math
+from collections.abc import Mapping
+from typing import Any
 
-from weight_conversion.rules import Rule, conv, linear
+import jax
+import jax.numpy as jnp
+
+from one4d_jax.errors import CheckpointError
+from one4d_jax.wan.clip import CLIPEncoder
+from one4d_jax.wan.config import CLIPConfig
+from weight_conversion.rules import FIRST, Rule, Tensor, fused, leading, patch
+from weight_conversion.tables.rows import DENSE, LEAF, NORM, Row, dense, leaf, rules_of, under
+from weight_conversion.tables.sizes import agree, count, flat_shapes, shapes, told
+
+SIGNATURES = {'native': 'visual.cls_embedding', 'diffusers': 'embeddings.class_embedding'}
+HEAD_WIDTH = 80  # of ViT-H/14
+APART = ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj')
+
+# ours, native, transformers
+BLOCK = (
+  Row('attn_norm', 'norm1',       'layer_norm1',        NORM),
+  Row('qkv',       'attn.to_qkv', APART,                DENSE, dense(fused(3), fused(3))),
+  Row('o',         'attn.proj',   'self_attn.out_proj', DENSE),
+  Row('mlp_norm',  'norm2',       'layer_norm2',        NORM),
+  Row('mlp_in',    'mlp.0',       'mlp.fc1',            DENSE),
+  Row('mlp_out',   'mlp.2',       'mlp.fc2',            DENSE),
+)  # fmt: skip
 
 
-def patch(w: np.ndarray) -> np.ndarray:
-  """``[out, 3, p, p]`` to ``[p*p*3, out]``."""
-  return conv(w).reshape(-1, w.shape[0])
-
-
-def rules(prefix: str = 'visual.') -> tuple[Rule, ...]:
-  block = prefix + 'transformer.{l}.'
+def rows(cfg: CLIPConfig) -> tuple[Row, ...]:
+  kernel, cls = leaf(patch(3, cfg.patch, cfg.patch, channels_last=True)), leaf(leading(2))
   return (
-    Rule(prefix + 'patch_embedding.weight', 'patch/kernel', patch),
-    Rule(prefix + 'cls_embedding', 'cls', lambda w: w.reshape(-1)),
-    Rule(prefix + 'pos_embedding', 'position', lambda w: w[0]),
-    Rule(prefix + 'pre_norm.weight', 'pre_norm/scale'),
-    Rule(prefix + 'pre_norm.bias', 'pre_norm/bias'),
-    Rule(block + 'norm1.weight', 'blocks/attn_norm/scale'),
-    Rule(block + 'norm1.bias', 'blocks/attn_norm/bias'),
-    Rule(block + 'attn.to_qkv.weight', 'blocks/qkv/kernel', linear),
-    Rule(block + 'attn.to_qkv.bias', 'blocks/qkv/bias'),
-    Rule(block + 'attn.proj.weight', 'blocks/o/kernel', linear),
-    Rule(block + 'attn.proj.bias', 'blocks/o/bias'),
-    Rule(block + 'norm2.weight', 'blocks/mlp_norm/scale'),
-    Rule(block + 'norm2.bias', 'blocks/mlp_norm/bias'),
-    Rule(block + 'mlp.0.weight', 'blocks/mlp_in/kernel', linear),
-    Rule(block + 'mlp.0.bias', 'blocks/mlp_in/bias'),
-    Rule(block + 'mlp.2.weight', 'blocks/mlp_out/kernel', linear),
-    Rule(block + 'mlp.2.bias', 'blocks/mlp_out/bias'),
+    Row('patch/kernel', 'visual.patch_embedding.weight', 'embeddings.patch_embedding.weight',    kernel),
+    Row('cls',          'visual.cls_embedding',          'embeddings.class_embedding',           cls, LEAF),
+    Row('position',     'visual.pos_embedding',          'embeddings.position_embedding.weight', leaf(FIRST), LEAF),
+    Row('pre_norm',     'visual.pre_norm',               'pre_layrnorm',                         NORM),  # spelled so
+    *under(('blocks', 'visual.transformer.{l}', 'encoder.layers.{l}'), BLOCK),
+  )  # fmt: skip
+
+
+def rules(cfg: CLIPConfig, layout: str) -> tuple[Rule, ...]:
+  return rules_of(rows(cfg), layout)
+
+
+def ignored(cfg: CLIPConfig, layout: str) -> tuple[str, ...]:
+  last = cfg.layers - 1
+  if layout == 'native':
+    return f'visual.transformer.{last}.*', 'visual.post_norm.*', 'visual.head', 'textual.*', 'log_scale'
+  # position_ids are a constant that older versions stored
+  return f'encoder.layers.{last}.*', 'post_layernorm.*', 'visual_projection.weight', 'embeddings.position_ids'
+
+
+def config(tensors: Mapping[str, Tensor], layout: str, described: Mapping[str, Any]) -> CLIPConfig:
+  """Sizes from shapes; heads and epsilon from transformers' ``config.json``, or as ViT-H/14 has them.
+
+  Raises:
+    CheckpointError: for a number of patches that is no square, or a ``config.json`` of another network.
+  """
+  described = {} if layout == 'native' else described
+  of = shapes(tensors, rules(CLIPConfig(), layout))
+  width, _, size, _ = of('patch/kernel', 4)
+  tokens = of('position', 3 if layout == 'native' else 2)[-2]
+  side = math.isqrt(max(tokens - 1, 0))
+  heads = told(described, 'num_attention_heads', width // HEAD_WIDTH)
+  if side**2 != tokens - 1:
+    raise CheckpointError(f'position embedding has {tokens} rows: a class token and a square of patches were expected')
+  if not heads or width % heads:
+    raise CheckpointError(f'width {width} is not a multiple of {heads} heads: add the config.json of the release')
+  cfg = CLIPConfig(
+    image_size=side * size,
+    patch=size,
+    width=width,
+    layers=count(tensors, 'visual.transformer.' if layout == 'native' else 'encoder.layers.'),
+    heads=heads,
+    mlp_width=of('blocks/mlp_in/kernel', 2)[0],
+    eps=told(described, 'layer_norm_eps', CLIPConfig.eps),
   )
+  agree(
+    described,
+    {
+      'hidden_size': width,
+      'intermediate_size': cfg.mlp_width,
+      'num_hidden_layers': cfg.layers,
+      'image_size': cfg.image_size,
+      'patch_size': size,
+      'hidden_act': 'gelu',
+    },
+  )
+  return cfg
 
 
-def ignored(layers: int = 32, prefix: str = 'visual.') -> tuple[str, ...]:
-  """Patterns of the tensors Wan never uses: the last block, the final norm, the projection, the text half."""
-  unused = (f'{prefix}transformer.{layers - 1}.*', f'{prefix}post_norm.*', f'{prefix}head')
-  return (*unused, 'textual.*', 'log_scale') if prefix else unused
-
-
-RULES: tuple[Rule, ...] = rules()
-IGNORED: tuple[str, ...] = ignored()
+def targets(cfg: CLIPConfig, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
+  """Our arrays; norms are float32, everything else ``dtype``."""
+  return flat_shapes(jax.eval_shape(CLIPEncoder(cfg, param_dtype=jnp.dtype(dtype)).init, jax.random.key(0)))
