@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from one4d_jax.data import media
 from one4d_jax.data.frames import open_source
 from one4d_jax.errors import CheckpointError, DataError, UserError
-from one4d_jax.model.files import EMBEDDED, PARTS
+from one4d_jax.model.files import EMBEDDED, PARTS, find_parts
 from one4d_jax.viewer.export import check_out
 
 ASSETS = pathlib.Path(__file__).parent / 'assets'
@@ -145,12 +145,13 @@ def read_sizes(weights: pathlib.Path) -> dict:
   path = weights / 'bundle.json'
   if not path.is_file():
     raise CheckpointError(f'no weights at {str(weights)!r}: expected a folder with bundle.json; {remedy}')
-  missing = [part for part in PARTS if not (weights / f'{part}.safetensors').is_file()]
-  if missing:
-    raise CheckpointError(
-      f'weights at {str(weights)!r} lack {missing[0]}.safetensors: a bundle of the one4d stage is needed; {remedy}'
-    )
   try:
+    found = find_parts(weights)
+    missing = [part for part in PARTS if part not in found]
+    if missing:
+      raise CheckpointError(
+        f'weights at {str(weights)!r} lack {", ".join(missing)}: a bundle of the one4d stage is needed; {remedy}'
+      )
     sizes = json.loads(path.read_text())['sizes']
     return {name: sizes[name] for name in ('frames', 'height', 'width', 'fps')}
   except (OSError, ValueError, KeyError, TypeError) as error:

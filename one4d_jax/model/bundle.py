@@ -1,9 +1,11 @@
-"""A bundle: a folder with everything that sampling needs, one safetensors file a network.
+"""A bundle: a folder with everything that sampling needs, one safetensors file or one converted folder a network.
 
   bundle.json          sizes of the networks and of the clips, sampling defaults, the record of the training
   vae.safetensors      base.safetensors (the DiT)    text.safetensors    image.safetensors    adapters.safetensors
+  vae/ base/ text/ image/    in their stead, if converted from a Wan release (``weights.py``)    tokenizer/
 
-Each training stage reads the bundle of the one before and writes one with its own network added.
+Each training stage reads the bundle of the one before and writes one with its own network added. Converted parts are
+referred to, not copied.
 """
 
 import dataclasses
@@ -12,17 +14,18 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
 from one4d_jax.errors import CheckpointError
-from one4d_jax.model.files import EMBEDDED, PARTS
+from one4d_jax.model import weights
+from one4d_jax.model.files import DESCRIPTION, EMBEDDED, PARTS, find_parts, write_whole
 from one4d_jax.model.one4d import AdapterConfig, One4D
 from one4d_jax.structs import from_dict
 from one4d_jax.wan import dit, tokenizer
@@ -30,6 +33,8 @@ from one4d_jax.wan.clip import CLIPEncoder
 from one4d_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
 from one4d_jax.wan.umt5 import UMT5Encoder
 from one4d_jax.wan.vae import WanVAE
+
+TOKENIZER = 'tokenizer'  # folder of a bundle with spiece.model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +57,39 @@ class Sizes:
   solver: str
 
 
+WAN = Sizes(
+  dit=DiTConfig(),
+  vae=VAEConfig(),
+  text=UMT5Config(),
+  image=CLIPConfig(),
+  adapters=AdapterConfig(),
+  dtype='bfloat16',
+  frames=81,
+  height=352,
+  width=624,
+  fps=16.0,
+  steps=50,
+  guidance=6.0,
+  shift=5.0,
+  solver='euler',
+)
+"""What a bundle of converted Wan weights says of itself; sampling as in the paper (Sec. 4.1)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-  """Parameters by part (``PARTS``, as far as they exist; float32), the networks they belong to, and their history."""
+  """Parameters by part (``PARTS``, as far as they exist), the networks they belong to, and their history.
+
+  Parameters from files are float32, those of converted folders as they are stored.
+  """
 
   params: dict[str, dict]
   config: Sizes
   record: dict[str, Any]  # how it was made: config, steps, metrics, commit of each run, in order
-  hashes: dict[str, str] = dataclasses.field(default_factory=dict)  # of the weight file of each part
+  hashes: dict[str, str] = dataclasses.field(default_factory=dict)  # of the weights of each part
   name: str = ''
+  folders: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)  # of parts converted from a release
+  tokenizer_folder: pathlib.Path | None = None
 
   @property
   def hash(self) -> str:
@@ -72,28 +101,38 @@ class Bundle:
     return WanVAE(self.config.vae)
 
   @property
+  def precision(self) -> dit.Precision:
+    return dit.FLOAT32 if self.config.dtype == 'float32' else dit.BFLOAT16
+
+  @property
   def text(self) -> UMT5Encoder:
-    return UMT5Encoder(self.config.text, jnp.float32, jnp.float32)
+    return UMT5Encoder(self.config.text, self.precision.dtype, self.precision.param_dtype)
 
   @property
   def image(self) -> CLIPEncoder:
-    return CLIPEncoder(self.config.image, jnp.float32, jnp.float32)
+    return CLIPEncoder(self.config.image, self.precision.dtype, self.precision.param_dtype)
 
   @property
   def model(self) -> One4D:
-    precision = dit.FLOAT32 if self.config.dtype == 'float32' else dit.BFLOAT16
-    return One4D(self.config.dit, self.config.adapters, precision)
+    return One4D(self.config.dit, self.config.adapters, self.precision)
 
   @property
   def tokenizer(self) -> tokenizer.Tokenizer:
-    return tokenizer.load(self.config.text.tokenizer, self.config.dit.text_len)
+    text = self.config.text
+    name = text.tokenizer if self.tokenizer_folder is None else self.tokenizer_folder
+    return tokenizer.load(name, self.config.dit.text_len, clean=text.clean)
+
+  def replace(self, params: dict[str, dict], **changes) -> 'Bundle':
+    """With new parameters for some parts; what was known of the old ones is forgotten. Other fields by name."""
+    kept = lambda known: {part: value for part, value in known.items() if part not in params}
+    return dataclasses.replace(
+      self, params=self.params | params, hashes=kept(self.hashes), folders=kept(self.folders), **changes
+    )
 
   def untrained(self) -> 'Bundle':
     """The same base with fresh adapters: both branches are the frozen RGB model."""
     fresh = nn.unbox(self.model.init_adapters(jax.random.key(0), self.params['base']))
-    hashes = {part: value for part, value in self.hashes.items() if part != 'adapters'}
-    params = self.params | {'adapters': fresh}
-    return dataclasses.replace(self, params=params, hashes=hashes, name=f'{self.name}-untrained')
+    return self.replace({'adapters': fresh}, name=f'{self.name}-untrained')
 
 
 def save(bundle: Bundle, folder: str | os.PathLike, *, dtype: str = 'float32') -> None:
@@ -103,15 +142,40 @@ def save(bundle: Bundle, folder: str | os.PathLike, *, dtype: str = 'float32') -
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
   for part, tree in bundle.params.items():
-    flat = traverse_util.flatten_dict(jax.device_get(tree), sep='/')
-    safetensors.numpy.save_file(
-      {k: np.asarray(v, dtype, order='C') for k, v in flat.items()}, temporary / f'{part}.safetensors'
-    )
-  description = {'sizes': dataclasses.asdict(bundle.config), 'record': bundle.record}
-  (temporary / 'bundle.json').write_text(json.dumps(description, indent=1))
+    if part not in bundle.folders:
+      flat = traverse_util.flatten_dict(jax.device_get(tree), sep='/')
+      safetensors.numpy.save_file(
+        {k: np.asarray(v, dtype, order='C') for k, v in flat.items()}, temporary / f'{part}.safetensors'
+      )
+  references = {
+    part: {'path': os.path.relpath(path, folder), 'sha256': bundle.hashes[part]}
+    for part, path in bundle.folders.items()
+  }
+  if bundle.tokenizer_folder is not None:
+    shutil.copytree(bundle.tokenizer_folder, temporary / TOKENIZER)
+  write_description(temporary, bundle.config, bundle.record, references)
   if folder.exists():
     shutil.rmtree(folder)
   temporary.rename(folder)
+
+
+def write_description(
+  folder: pathlib.Path, config: Sizes, record: dict[str, Any], references: dict[str, Any] | None = None
+) -> None:
+  """Writes ``bundle.json``."""
+  description = {'sizes': dataclasses.asdict(config), 'record': record, 'references': references or {}}
+  write_whole(folder / DESCRIPTION, json.dumps(description, indent=1))
+
+
+def describe(folder: pathlib.Path) -> tuple[Sizes, dict[str, Any]]:
+  """Sizes and record of ``bundle.json``."""
+  description = json.loads((folder / DESCRIPTION).read_text())
+  return from_dict(description['sizes'], Sizes), description['record']
+
+
+def link_layers(layers: int) -> tuple[int, ...]:
+  """Five evenly spaced layers, the last one among them: (7, 15, 23, 31, 39) of Wan's 40."""
+  return tuple(sorted({max(0, (i + 1) * layers // 5 - 1) for i in range(5)}))
 
 
 def _short(content: str | bytes) -> str:
@@ -125,28 +189,40 @@ def locate(folder: str | os.PathLike | None = None) -> pathlib.Path:
     CheckpointError: there is no bundle.
   """
   path = EMBEDDED if folder is None else pathlib.Path(folder)
-  if not (path / 'bundle.json').is_file():
-    raise CheckpointError(f'no weights at {str(path)!r}: expected a folder with bundle.json, as training exports it')
+  if not (path / DESCRIPTION).is_file():
+    raise CheckpointError(
+      f'no weights at {str(path)!r}: expected a folder with bundle.json, as training or conversion writes it'
+    )
   return path
 
 
-def load(folder: str | os.PathLike | None = None) -> Bundle:
-  """Reads a bundle; floating weights of any width become float32.
+def load(folder: str | os.PathLike | None = None, parts: Sequence[str] = PARTS) -> Bundle:
+  """Reads a bundle, or those of its ``parts`` that are there, to the default device.
 
   Raises:
-    CheckpointError: no bundle, or a file of it that cannot be read.
+    CheckpointError: no bundle, a file of it that cannot be read, or a reference to weights that are others by now.
   """
   path = locate(folder)
   try:
-    description = json.loads((path / 'bundle.json').read_text())
-    params, hashes = {}, {}
-    for part in PARTS:
-      file = path / f'{part}.safetensors'
-      if file.exists():
-        content = file.read_bytes()
+    sizes, record = describe(path)
+    references = json.loads((path / DESCRIPTION).read_text()).get('references', {})
+    places = {part: place for part, place in find_parts(path).items() if part in parts}
+    params, hashes, folders = {}, {}, {}
+    for part, place in places.items():
+      if place.is_dir():
+        folders[part], hashes[part] = place, _short(weights.check(place)['sha256'])
+        params[part] = weights.load(place)
+      else:
+        content = place.read_bytes()
         flat = {k: v.astype(np.float32) for k, v in safetensors.numpy.load(content).items()}
         params[part], hashes[part] = traverse_util.unflatten_dict(flat, sep='/'), _short(content)
-    sizes = from_dict(description['sizes'], Sizes)
-    return Bundle(params, sizes, description['record'], hashes, path.name)
   except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
     raise CheckpointError(f'weights at {str(path)!r} cannot be read ({error}); export or convert them again') from error
+  for part, reference in references.items():
+    if part in parts and hashes.get(part) != reference['sha256']:
+      raise CheckpointError(
+        f'{path} was made with {part} weights {reference["sha256"]} at {reference["path"]}, '
+        f'now there are {hashes.get(part, "none")}; put them back, or train again'
+      )
+  pieces = path / TOKENIZER
+  return Bundle(params, sizes, record, hashes, path.name, folders, pieces if pieces.is_dir() else None)

@@ -1,6 +1,36 @@
-"""What a bundle's folder holds, for those who look without loading: no JAX here. ``bundle.py`` reads and writes it."""
+"""What a bundle's folder holds, for those who look without loading: no JAX here. ``bundle.py`` reads and writes it.
 
+A part is a safetensors file (what training exports), a folder (what ``weight_conversion/`` writes), or a reference
+in ``bundle.json`` to a folder elsewhere: large frozen weights are shared by many bundles and never copied.
+"""
+
+import json
+import os
 import pathlib
 
-PARTS = ('vae', 'base', 'text', 'image', 'adapters')  # one safetensors file each
+PARTS = ('vae', 'base', 'text', 'image', 'adapters')
 EMBEDDED = pathlib.Path(__file__).parent.parent / 'assets' / 'tiny'
+DESCRIPTION = 'bundle.json'
+MANIFEST = 'manifest.json'  # in the folder of a converted part, written last
+
+
+def find_parts(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """The file or folder of each part that is there, in the order of ``PARTS``.
+
+  Raises:
+    OSError, ValueError: ``bundle.json`` cannot be read.
+  """
+  references = json.loads((folder / DESCRIPTION).read_text()).get('references', {})
+  found = {}
+  for part in PARTS:
+    places = [folder / f'{part}.safetensors', folder / part]
+    places += [folder / references[part]['path']] if part in references else []
+    found[part] = next((p for p in places if p.is_file() or (p / MANIFEST).is_file()), None)
+  return {part: place for part, place in found.items() if place is not None}
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+  """Replaces a small file at once."""
+  temporary = path.with_name(path.name + '.partial')
+  temporary.write_text(text)
+  os.replace(temporary, path)

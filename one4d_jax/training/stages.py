@@ -130,7 +130,7 @@ class VAEStage(Stage):
     channels = lambda f: tuple(np.round(f(z, axis=(0, 1, 2, 3)).astype(float), 5).tolist())
     vae = dataclasses.replace(self.vae.cfg, latent_mean=channels(np.mean), latent_std=channels(np.std))
     config = dataclasses.replace(self.bundle.config, vae=vae)
-    return dataclasses.replace(self.bundle, params={'vae': params}, config=config)
+    return Bundle({'vae': params}, config, self.bundle.record)
 
   def validate(self, params):
     rows, metrics = [], {'psnr_rgb': [], 'psnr_xyz': []}
@@ -233,8 +233,7 @@ class BaseStage(FlowStage):
     return value, {'loss_rgb': value}
 
   def finished(self, params):
-    bundle = dataclasses.replace(self.bundle, params=self.bundle.params | params)
-    return bundle.untrained()
+    return self.bundle.replace(params).untrained()
 
 
 class One4DStage(FlowStage):
@@ -258,7 +257,7 @@ class One4DStage(FlowStage):
     return (rgb + xyz) / 2, {'loss_rgb': rgb, 'loss_xyz': xyz}
 
   def finished(self, params):
-    return dataclasses.replace(self.bundle, params=self.bundle.params | {'adapters': params})
+    return self.bundle.replace({'adapters': params})
 
 
 STAGES = {'vae': VAEStage, 'base': BaseStage, 'one4d': One4DStage}

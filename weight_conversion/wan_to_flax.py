@@ -1,0 +1,246 @@
+"""Convert a Wan2.1 release (Fun-InP or official image-to-video, 14B or 1.3B) into the weights that one4d_jax reads.
+
+  python weight_conversion/wan_to_flax.py --src Wan2.1-Fun-V1.1-14B-InP --dst weights/wan14b --verify
+
+The result is a folder for --config.model.weights= and sample --weights. Run the same command again after an
+interruption: it continues.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # run as a file, from anywhere
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing here needs an accelerator
+
+from one4d_jax import cli
+
+PARTS = {'dit': 'base', 'vae': 'vae', 'umt5': 'text', 'clip': 'image'}  # option -> part of the bundle
+DTYPES = {'base': 'bfloat16', 'text': 'bfloat16', 'vae': 'float32', 'image': 'float32'}  # what --dtype replaces
+
+
+def parser() -> argparse.ArgumentParser:
+  first, *rest = __doc__.split('\n\n')
+  p = argparse.ArgumentParser(
+    prog='python weight_conversion/wan_to_flax.py',
+    description=first,
+    epilog='\n\n'.join(rest) + '\n' + _looked_for(),
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  p.add_argument('--src', metavar='DIR', help='the release: a folder, or one safetensors file')
+  p.add_argument('--dst', metavar='DIR', help='the folder to write; parts that are already there are kept')
+  p.add_argument('--part', choices=[*PARTS, 'all'], default='all', help='what to convert (default: %(default)s)')
+  p.add_argument(
+    '--dtype',
+    choices=('bfloat16', 'float16', 'float32'),
+    help='of the stored weights (default: bfloat16 for dit and umt5, float32 for vae and clip)',
+  )
+  p.add_argument('--int8', action='store_true', help="the DiT's block matrices as int8 with a scale per output channel")
+  p.add_argument('--verify', action='store_true', help='afterwards compare every tensor with its source, run a forward')
+  p.add_argument('--overwrite', action='store_true', help='replace parts that were converted from something else')
+  return p
+
+
+def _looked_for() -> str:
+  lines = ['looked for in --src (what a file holds is told by the names of its tensors):']
+  return '\n'.join(
+    [
+      *lines,
+      '  dit   diffusion_pytorch_model.safetensors, or shards and their index; transformer/ of diffusers',
+      '  vae   Wan2.1_VAE.pth; vae/ of diffusers',
+      '  umt5  models_t5_umt5-xxl-enc-bf16.pth with google/umt5-xxl/spiece.model; text_encoder/ with tokenizer/',
+      '  clip  models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth; image_encoder/ of diffusers',
+    ]
+  )
+
+
+def main(args: argparse.Namespace) -> None:
+  if not args.src or not args.dst:
+    parser().print_help()
+    return
+  convert_release(
+    args.src,
+    args.dst,
+    tuple(PARTS.values()) if args.part == 'all' else (PARTS[args.part],),
+    dtype=args.dtype,
+    int8=args.int8,
+    verify=args.verify,
+    overwrite=args.overwrite,
+    quiet=False,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+  """One part: where it comes from, what becomes of it, and what its manifest will say besides the files."""
+
+  source: Any  # reader.Source
+  config: Any
+  leaves: tuple
+  dtypes: dict[str, str]  # of each leaf
+  about: dict[str, Any]
+  int8: bool
+  bytes: int
+
+
+def convert_release(
+  src: str | os.PathLike,
+  dst: str | os.PathLike,
+  parts: Sequence[str] = tuple(PARTS.values()),
+  *,
+  dtype: str | None = None,
+  int8: bool = False,
+  verify: bool = False,
+  overwrite: bool = False,
+  quiet: bool = True,
+) -> pathlib.Path:
+  """Converts ``parts`` (names of ``one4d_jax.model.files.PARTS``) of the release at ``src`` into the bundle ``dst``.
+
+  Everything that can be known beforehand is checked before anything is written: files, names, shapes, room on the
+  disk, published sums.
+
+  Raises:
+    CheckpointError: saying what is missing, does not fit or is damaged.
+  """
+  from weight_conversion import verify as verification
+  from weight_conversion import writer
+
+  src, dst = pathlib.Path(src), pathlib.Path(dst)
+  say = (lambda *_: None) if quiet else print
+  planned = [plan_part(source, dtype=dtype, int8=int8) for source in find_all(src, parts)]
+  tokenizer = find_tokenizer(src) if 'text' in parts else None
+  planned = [p for p in planned if not _there_already(p, dst, overwrite, say)]
+  need, room = sum(p.bytes for p in planned), _free(dst)
+  if need > room:
+    raise OSError(28, f'needs {need / 1e9:.1f} GB, {room / 1e9:.1f} GB are free', str(dst))
+
+  for p in planned:
+    with _bar(p.source.bytes_to_check, f'check {p.about["part"]}', quiet) as bar:
+      for name, value in p.source.check(bar.update).items():
+        p.about['source']['files'][name]['sha256'] = value
+  dst.mkdir(parents=True, exist_ok=True)
+  for p in planned:
+    part = p.about['part']
+    with _bar(p.bytes, part, quiet) as bar:
+      manifest = writer.write(
+        p.source, p.leaves, p.dtypes, dst / part, about=p.about, int8=p.int8, progress=bar.update
+      )  # fmt: skip
+    describe(dst, part, p.config, p.about['source'] | {'sha256': manifest['sha256']})
+    say(f'{dst / part}: {len(p.source.tensors)} tensors, {p.bytes / 1e9:.2f} GB, sha256 {manifest["sha256"]}')
+  if tokenizer is not None:
+    (dst / 'tokenizer').mkdir(exist_ok=True)
+    shutil.copy(tokenizer, dst / 'tokenizer' / 'spiece.model')
+  if verify:
+    for source in find_all(src, parts):
+      p = plan_part(source, dtype=dtype, int8=int8)
+      with _bar(p.bytes, f'verify {p.about["part"]}', quiet) as bar:
+        say(verification.verify(p.source, p.leaves, p.dtypes, dst / p.about['part'], p.config, progress=bar.update))
+  return dst
+
+
+def find_all(src: pathlib.Path, parts: Sequence[str]) -> list:
+  """The sources of ``parts``; raises CheckpointError naming all that are missing."""
+  from one4d_jax.errors import CheckpointError
+  from weight_conversion import reader
+
+  if not src.exists():
+    raise CheckpointError(f'{src} does not exist; --src is a folder with a Wan2.1 release, or one safetensors file')
+  found = {part: reader.find(src, part) for part in parts}
+  if src.is_file() and any(found.values()):
+    found = {part: source for part, source in found.items() if source}
+  option = {part: name for name, part in PARTS.items()}
+  missing = [f'{option[part]} ({reader.expected(part)})' for part, source in found.items() if source is None]
+  if missing:
+    raise CheckpointError(f'{src} lacks {"; ".join(missing)}; convert what is there with --part')
+  return list(found.values())
+
+
+def find_tokenizer(src: pathlib.Path) -> pathlib.Path:
+  from one4d_jax.errors import CheckpointError
+  from weight_conversion import reader
+
+  found = reader.find_tokenizer(src if src.is_dir() else src.parent)
+  if found is None:
+    raise CheckpointError(f'{src} has no google/umt5-xxl/spiece.model (or tokenizer/spiece.model), which umt5 needs')
+  return found
+
+
+def plan_part(source, *, dtype: str | None, int8: bool) -> Planned:
+  """Names and shapes of one part, all checked; reads no data."""
+  from one4d_jax.errors import CheckpointError
+  from weight_conversion import rules, tables, writer
+
+  table, part = tables.TABLES[source.part], source.part
+  try:
+    config = table.config(source.tensors, source.layout, source.described)
+    targets = table.targets(config, dtype or DTYPES[part])
+    leaves = rules.plan(
+      source.tensors,
+      table.rules(config, source.layout),
+      {name: struct.shape for name, struct in targets.items()},
+      ignore=table.ignored(config, source.layout),
+    )
+  except CheckpointError as error:
+    raise CheckpointError(f'{source.files[0].path}: {error}') from error
+  dtypes = {name: str(struct.dtype) for name, struct in targets.items()}
+  about = {
+    'part': part,
+    'config': json.loads(json.dumps(dataclasses.asdict(config))),  # as the manifest gives it back
+    'dtype': dtype or DTYPES[part],
+    'source': {
+      'layout': source.layout,
+      'files': {f.path.name: {'bytes': f.path.stat().st_size, 'sha256': None} for f in source.files},
+    },
+  }
+  int8 = int8 and part == 'base'
+  return Planned(source, config, leaves, dtypes, about, int8, writer.total_bytes(leaves, dtypes, int8=int8))
+
+
+def _there_already(p: Planned, dst: pathlib.Path, overwrite: bool, say) -> bool:
+  """True if ``dst`` holds this very conversion."""
+  from one4d_jax.errors import CheckpointError
+  from one4d_jax.model import weights
+
+  folder = dst / p.about['part']
+  if not folder.exists() or overwrite:
+    return False
+  manifest = weights.read_manifest(folder)
+  sizes = lambda about: {name: file['bytes'] for name, file in about['source']['files'].items()}
+  same = all(manifest[key] == p.about[key] for key in ('config', 'dtype')) and manifest['int8'] == p.int8
+  if not same or sizes(manifest) != sizes(p.about):
+    raise CheckpointError(f'{folder} holds another conversion; give another --dst, or --overwrite to replace it')
+  say(f'{folder}: already there')
+  return True
+
+
+def describe(dst: pathlib.Path, part: str, config, source: dict[str, Any]) -> None:
+  """Enters one part into ``bundle.json``."""
+  from one4d_jax.model import bundle
+
+  field = {'base': 'dit'}.get(part, part)
+  sizes, record = bundle.describe(dst) if (dst / 'bundle.json').is_file() else (bundle.WAN, {})
+  changed = {field: config}
+  if part == 'base':
+    changed['adapters'] = dataclasses.replace(sizes.adapters, link_layers=bundle.link_layers(config.layers))
+  bundle.write_description(dst, dataclasses.replace(sizes, **changed), record | {part: source})
+
+
+def _free(dst: pathlib.Path) -> int:
+  existing = next(folder for folder in (dst, *dst.resolve().parents) if folder.exists())
+  return shutil.disk_usage(existing).free
+
+
+def _bar(total: int, name: str, quiet: bool):
+  from tqdm import tqdm
+
+  return tqdm(total=total, desc=name, unit='B', unit_scale=True, unit_divisor=1024, disable=quiet)
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main, parser()))
