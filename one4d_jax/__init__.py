@@ -12,6 +12,7 @@ __version__ = '0.1.0'
 # to the command ``python -m one4d_jax.sample``, whose library form is ``generate``.
 _PUBLIC = {
   'load_config': ('one4d_jax.config', 'load'),
+  'load_base': ('one4d_jax.parallel.load', 'load_base'),
   'One4D': ('one4d_jax.model.one4d', 'One4D'),
   'Condition': ('one4d_jax.model.umc', 'Condition'),
   'make_condition': ('one4d_jax.model.umc', 'make_condition'),

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from one4d_jax.nn import quantize
+
 DType = Any
 
 
@@ -15,6 +17,7 @@ class Dense(nn.Module):
 
   The layer never creates adapters: ``lora.init`` derives them from the shapes of the base tree, so the
   same module runs frozen, adapted or fully fine-tuned, and one adapter tree can be mapped over modalities.
+  A frozen kernel may be an ``Int8Weight``.
   """
 
   features: int
@@ -28,7 +31,7 @@ class Dense(nn.Module):
     x = x.astype(self.dtype)
     kernel_init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
     kernel = self.param('kernel', kernel_init, (x.shape[-1], self.features), self.param_dtype)
-    y = x @ kernel.astype(self.dtype)
+    y = x @ quantize.array(kernel, self.dtype)
     if self.use_bias:
       bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
       y += self.param('bias', bias_init, (self.features,), self.param_dtype).astype(self.dtype)

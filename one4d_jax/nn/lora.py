@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from one4d_jax.errors import ConfigError
+from one4d_jax.nn import quantize
 
 Tree = dict
 
@@ -52,11 +53,15 @@ def scaled(adapters: Tree, scale: float) -> Tree:
 
 
 def merge(base: Tree, adapters: Tree, modality: int, *, scale: float) -> Tree:
-  """The base tree with one modality's adapters folded in: ``W + scale A B``. For export and for checking."""
+  """The base tree with one modality's adapters folded in: ``W + scale A B``. For export and for checking.
+
+  A merged kernel keeps its dtype; one that was int8 becomes float32, because a sum does not fit its steps.
+  """
   base, adapters = traverse_util.flatten_dict(base), traverse_util.flatten_dict(adapters)
   merged = dict(base)
   for path in {p[:-1] for p in adapters}:
     a, b = adapters[*path, 'a'][:, modality], adapters[*path, 'b'][:, modality]  # [l din r], [l r dout]
     kernel = base[*path, 'kernel']
-    merged[*path, 'kernel'] = (kernel.astype(jnp.float32) + scale * (a @ b)).astype(kernel.dtype)
+    dtype = jnp.float32 if isinstance(kernel, quantize.Int8Weight) else kernel.dtype
+    merged[*path, 'kernel'] = (quantize.array(kernel, jnp.float32) + scale * (a @ b)).astype(dtype)
   return traverse_util.unflatten_dict(merged)

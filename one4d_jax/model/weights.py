@@ -1,0 +1,178 @@
+"""Converted weights, the reading side: one folder a part, as ``weight_conversion/wan_to_flax.py`` writes it.
+
+  base/
+    manifest.json                     sizes and SHA-256 of every file, the leaves, the network's config
+    _METADATA                         what makes it a folder that Orbax restores
+    blocks.ffn_in.kernel/             one zarr3 array a leaf; stacked leaves have one file a layer
+    blocks.self_q.kernel.int8/, blocks.self_q.kernel.scale/             a quantised kernel
+
+A process reads the slices that its devices hold, no more: layers' files are made of inner chunks.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from flax import traverse_util
+
+from one4d_jax.errors import CheckpointError
+from one4d_jax.model.files import MANIFEST
+from one4d_jax.nn.quantize import Int8Weight
+
+FORMAT = 1
+_AGAIN = 'convert again with weight_conversion/wan_to_flax.py'
+_NAMED = 12  # at most so many names in a message
+
+
+def locate(path: str | os.PathLike, part: str) -> pathlib.Path:
+  """The folder of ``part``: ``path`` itself or, where ``path`` is a bundle, the folder in it.
+
+  Raises:
+    CheckpointError: neither holds converted weights, or the conversion is unfinished.
+  """
+  path = pathlib.Path(path)
+  candidates = [path / part, path]
+  for folder in candidates:
+    if (folder / MANIFEST).is_file():
+      return folder
+  for folder in candidates:
+    partial = folder.with_name(folder.name + '.partial')
+    if partial.is_dir():
+      raise CheckpointError(f'the conversion into {str(folder)!r} is unfinished; run its command again to continue it')
+  raise CheckpointError(
+    f'no converted weights at {str(path)!r}: expected {part}/{MANIFEST}, as weight_conversion/wan_to_flax.py writes it'
+  )
+
+
+def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
+  """The manifest of one part's folder.
+
+  Raises:
+    CheckpointError: it is absent, unreadable, of another format, or its files do not add up to its own checksum.
+  """
+  path = pathlib.Path(folder) / MANIFEST
+  if not path.is_file():
+    raise CheckpointError(f'no {MANIFEST} in {str(folder)!r}: these are no converted weights, or not all; {_AGAIN}')
+  try:
+    manifest = json.loads(path.read_text())
+    found = manifest['format']
+    if found == FORMAT:
+      _ = [manifest[key] for key in ('part', 'config', 'dtype', 'int8', 'leaves')]
+      lines = ''.join(f'{entry["sha256"]}  {name}\n' for name, entry in sorted(manifest['files'].items()))
+      intact = hashlib.sha256(lines.encode()).hexdigest() == manifest['sha256']
+  except (ValueError, KeyError, TypeError) as error:
+    raise CheckpointError(f'{str(path)!r} cannot be read ({error!r}); {_AGAIN}') from error
+  if found != FORMAT:
+    raise CheckpointError(f'{str(path)!r} has format {found!r}, this version reads {FORMAT}; {_AGAIN}')
+  if not intact:
+    raise CheckpointError(f'{str(path)!r} was changed: its files do not add up to its sha256; {_AGAIN}')
+  return manifest
+
+
+def check(folder: str | os.PathLike, part: str | None = None) -> dict[str, Any]:
+  """The manifest, once every file is there with the size it names. Reads no weights: ``verify_hashes`` does.
+
+  Raises:
+    CheckpointError: as ``read_manifest``; weights of another part; a file that is missing, truncated or too long.
+  """
+  manifest = read_manifest(folder)
+  if part not in (None, manifest['part']):
+    raise CheckpointError(f'{str(folder)!r} holds the part {manifest["part"]!r}, expected {part!r}')
+  for name, entry in manifest['files'].items():
+    path = pathlib.Path(folder) / name
+    size = path.stat().st_size if path.is_file() else None
+    if size != entry['bytes']:
+      got = 'is missing' if size is None else f'has {size} bytes'
+      raise CheckpointError(f'{str(path)!r} {got}, the manifest says {entry["bytes"]} bytes; copy it whole or {_AGAIN}')
+  return manifest
+
+
+def verify_hashes(folder: str | os.PathLike, progress: Callable[[int], None] = lambda count: None) -> None:
+  """Reads every file and compares its SHA-256 with the manifest's. ``progress`` is told the bytes of each.
+
+  Raises:
+    CheckpointError: as ``check``; files whose contents changed, all of them.
+  """
+  changed = []
+  for name, entry in check(folder)['files'].items():
+    with (pathlib.Path(folder) / name).open('rb') as file:
+      if hashlib.file_digest(file, 'sha256').hexdigest() != entry['sha256']:
+        changed.append(name)
+    progress(entry['bytes'])
+  if changed:
+    raise CheckpointError(f'{str(folder)!r}: contents differ from the manifest: {_some(changed)}; {_AGAIN}')
+
+
+def open_leaf(folder: str | os.PathLike, name: str) -> tensorstore.TensorStore:
+  """One array of the tree, read only where it is indexed; ``name`` as in 'blocks/ffn_in/kernel'.
+
+  Raises:
+    CheckpointError: there is no such array.
+  """
+  path = pathlib.Path(folder) / name.replace('/', '.')
+  spec = {'driver': 'zarr3', 'kvstore': {'driver': 'file', 'path': str(path)}, 'fill_missing_data_reads': False}
+  try:
+    return tensorstore.open(spec, open=True, read=True).result()
+  except ValueError as error:
+    raise CheckpointError(f'{name!r} cannot be read from {str(folder)!r} ({error}); {_AGAIN}') from error
+
+
+def restore(folder: str | os.PathLike, abstract: dict) -> dict:
+  """The tree of one part, in the shape of ``abstract``.
+
+  Host memory stays below twice the largest leaf. All processes of the mesh must call this.
+
+  Args:
+    abstract: tree of ``jax.ShapeDtypeStruct``, ``Int8Weight`` included. Weights are cast to its dtypes and lie where
+      its shardings say; without a sharding, on this process's first device.
+
+  Raises:
+    CheckpointError: as ``check``; leaves that are missing, unexpected or of another shape, all of them.
+  """
+  manifest = check(folder)
+  paths, treedef = jax.tree.flatten_with_path(abstract)
+  wanted = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
+  _compare(folder, manifest['leaves'], wanted)
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  placed = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding or here) for k, v in wanted.items()}
+  largest = max(int(np.prod(v['shape'])) * np.dtype(v['dtype']).itemsize for v in manifest['leaves'].values())
+  handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=1 + largest // 10**9)  # must admit the largest leaf
+  with ocp.Checkpointer(handler) as checkpointer:
+    target = ocp.args.StandardRestore(traverse_util.unflatten_dict(placed, sep='/'))
+    restored = checkpointer.restore(pathlib.Path(folder).resolve(), args=target)
+  flat = traverse_util.flatten_dict(restored, sep='/')
+  return jax.tree.unflatten(treedef, [flat[name] for name in wanted])
+
+
+def load(folder: str | os.PathLike) -> dict:
+  """The tree of one part as it is stored, on this process's first device; raises CheckpointError as ``check``."""
+  leaves = check(folder)['leaves']
+  flat = {name: jax.ShapeDtypeStruct(tuple(leaf['shape']), leaf['dtype']) for name, leaf in leaves.items()}
+  for name in [name for name in flat if name.endswith('/int8')]:
+    kernel = name.removesuffix('/int8')
+    flat[kernel] = Int8Weight(flat.pop(name), flat.pop(f'{kernel}/scale'))
+  return restore(folder, traverse_util.unflatten_dict(flat, sep='/'))
+
+
+def _compare(folder, leaves: dict[str, dict], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+  problems = []
+  if missing := sorted(wanted.keys() - leaves.keys()):
+    problems.append(f'{len(missing)} missing ({_some(missing)})')
+  if unexpected := sorted(leaves.keys() - wanted.keys()):
+    problems.append(f'{len(unexpected)} unexpected ({_some(unexpected)})')
+  shapes = {name: (tuple(leaves[name]['shape']), wanted[name].shape) for name in sorted(leaves.keys() & wanted.keys())}
+  if other := [f'{name} {got}, expected {expected}' for name, (got, expected) in shapes.items() if got != expected]:
+    problems.append(f'{len(other)} of another shape ({_some(other)})')
+  if problems:
+    raise CheckpointError(f'the weights at {str(folder)!r} are not of this network: {"; ".join(problems)}; {_AGAIN}')
+
+
+def _some(names: list[str]) -> str:
+  return ', '.join(names[:_NAMED]) + (', …' if len(names) > _NAMED else '')
