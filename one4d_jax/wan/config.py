@@ -53,6 +53,7 @@ class UMT5Config:
   max_distance: int = 128
   eps: float = 1e-6
   tokenizer: str = 'umt5'  # or 'bytes'
+  clean: bool = True  # prompts, as Wan does; VideoX-Fun does not. Never with 'bytes'
 
 
 @dataclasses.dataclass(frozen=True)
