@@ -19,6 +19,7 @@ from flax import traverse_util
 from one4d_jax.errors import CheckpointError
 
 DTYPES = ('float32', 'bfloat16', 'float16')
+QUANTISED = re.compile(r'u?int[248]$|float[48]|[iuf][48]', re.IGNORECASE)  # or as safetensors names them
 SHOWN = 12  # names of a kind in an error
 
 
@@ -117,51 +118,10 @@ class Leaf:
   transform: Transform
 
   @property
-  def sources(self) -> tuple[tuple[int, ...], ...]:
-    """The shapes that the sources of each layer have."""
+  def source_shapes(self) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the sources of one layer, equal in all of them."""
     layer = np.broadcast_to(np.zeros(()), self.shape[self.stacked :])  # no memory: every stride is zero
     return tuple(w.shape for w in self.transform.backward(layer))
-
-
-class Misfits:
-  """Everything that does not fit, by kind; raised as one error."""
-
-  def __init__(self):
-    self.kinds = collections.defaultdict(list)
-
-  def add(self, kind: str, entries: Iterable[str]) -> None:
-    self.kinds[kind].extend(entries)
-
-  def raise_any(self) -> None:
-    """Raises CheckpointError with counts and the first entries of each kind, if there are any."""
-    parts = []
-    for kind, entries in self.kinds.items():
-      if entries:
-        more = f' and {len(entries) - SHOWN} more' if len(entries) > SHOWN else ''
-        parts.append(f'{len(entries)} {kind}: {", ".join(entries[:SHOWN])}{more}')
-    if parts:
-      raise CheckpointError(f'the checkpoint does not fit the network: {"; ".join(parts)}')
-
-
-def _claim(
-  names: Collection[str], rules: Iterable[Rule], layers: Callable[[Rule], int], ignore: Iterable[str], misfits: Misfits
-) -> list[tuple[Rule, tuple[tuple[str, ...], ...]]]:
-  """The sources of each rule, layer by layer. Notes the missing, the left over and what two rules want."""
-  available = set(names).difference(*(fnmatch.filter(names, pattern) for pattern in ignore))
-  claims, used, skipped = [], collections.Counter(), set()
-  for rule in rules:
-    wanted = tuple(rule.names(l) for l in range(layers(rule))) if rule.stacked else (rule.sources,)
-    if rule.copies:
-      own = next((name for name in (*rule.sources, *rule.copies) if name in available), rule.sources[0])
-      wanted, skipped = ((own,),), skipped.union(rule.sources, rule.copies)
-    claims.append((rule, wanted))
-    used.update(name for sources in wanted for name in sources)
-  misfits.add('missing', (name for name in used if name not in available))
-  misfits.add('unexpected', sorted(available.difference(used, skipped)))
-  misfits.add('read twice', (name for name, times in used.items() if times > 1))
-  targets = collections.Counter(rule.target for rule, _ in claims)
-  misfits.add('filled twice', (target for target, times in targets.items() if times > 1))
-  return claims
 
 
 def plan(
@@ -183,29 +143,17 @@ def plan(
     CheckpointError: one, with all tensors that are missing, unexpected, of another shape or of a dtype that is not
       float32, bfloat16 or float16, and all arrays that the table does not fill.
   """
-  rules, misfits = tuple(rules), Misfits()
-  misfits.add('unknown to our network', (rule.target for rule in rules if rule.target not in targets))
-  rules = tuple(rule for rule in rules if rule.target in targets)
-  misfits.add('left empty in our network', sorted(set(targets).difference(rule.target for rule in rules)))
-  claims = _claim(tensors, rules, lambda rule: targets[rule.target][0], ignore, misfits)
+  rules = tuple(rules)
+  known = [rule for rule in rules if rule.target in targets]
+  claims, misfits = _claim(tensors, known, lambda rule: targets[rule.target][0], ignore)
   leaves = tuple(
     Leaf(rule.target, tuple(targets[rule.target]), layers, rule.stacked, rule.transform) for rule, layers in claims
   )
-  for leaf in leaves:
-    for names in leaf.layers:
-      for name, shape in zip(names, leaf.sources, strict=True):
-        if name in tensors:
-          _check(name, tensors[name], shape, misfits)
-  misfits.raise_any()
+  misfits['mis-shaped'], misfits[f'not of a dtype in {", ".join(DTYPES)}'] = _differences(tensors, leaves)
+  misfits['of the table unknown to our network'] = [rule.target for rule in rules if rule.target not in targets]
+  misfits['of our network left empty'] = sorted(set(targets).difference(rule.target for rule in rules))
+  _raise_any(misfits)
   return leaves
-
-
-def _check(name: str, found: Tensor, shape: tuple[int, ...], misfits: Misfits) -> None:
-  if tuple(found.shape) != shape:
-    misfits.add('mis-shaped', [f'{name} {list(found.shape)}, expected {list(shape)}'])
-  if found.dtype not in DTYPES:
-    already = ' (already quantised)' if re.match(r'u?int|float[48]', found.dtype) else ''
-    misfits.add(f'not {", ".join(DTYPES[:-1])} or {DTYPES[-1]}', [f'{name} {found.dtype}{already}'])
 
 
 def convert(tensors: Mapping[str, np.ndarray], rules: Iterable[Rule], *, ignore: Iterable[str] = ()) -> dict:
@@ -214,16 +162,66 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Iterable[Rule], *, ignore:
   Raises:
     CheckpointError: as ``plan``, for names only.
   """
-  dropped = {name for pattern in ignore for name in fnmatch.filter(tensors, pattern)}
-  names, misfits = [name for name in tensors if name not in dropped], Misfits()
+  names = set(tensors).difference(*(fnmatch.filter(tensors, pattern) for pattern in ignore))
 
   def count(rule: Rule) -> int:
     pattern = re.compile(re.escape(rule.sources[0]).replace(r'\{l\}', r'(\d+)'))
     return max((int(found[1]) + 1 for name in names if (found := pattern.fullmatch(name))), default=1)
 
-  claims, flat = _claim(names, rules, count, (), misfits), {}
-  misfits.raise_any()
+  claims, misfits = _claim(names, rules, count)
+  _raise_any(misfits)
+  flat = {}
   for rule, layers in claims:
     arrays = [rule.transform.forward(*(tensors[name] for name in sources)) for sources in layers]
     flat[rule.target] = np.stack(arrays) if rule.stacked else np.ascontiguousarray(arrays[0])
   return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _claim(
+  names: Collection[str], rules: Iterable[Rule], layers: Callable[[Rule], int], ignore: Iterable[str] = ()
+) -> tuple[list[tuple[Rule, tuple[tuple[str, ...], ...]]], dict[str, list[str]]]:
+  """The sources of each rule, layer by layer, and what does not fit, by kind."""
+  available = set(names).difference(*(fnmatch.filter(names, pattern) for pattern in ignore))
+  claims, used, skipped = [], collections.Counter(), set()
+  for rule in rules:
+    wanted = tuple(rule.names(l) for l in range(layers(rule))) if rule.stacked else (rule.sources,)
+    if rule.copies:
+      own = next((name for name in (*rule.sources, *rule.copies) if name in available), rule.sources[0])
+      wanted, skipped = ((own,),), skipped.union(rule.sources, rule.copies)
+    claims.append((rule, wanted))
+    used.update(name for sources in wanted for name in sources)
+  filled = collections.Counter(rule.target for rule, _ in claims)
+  return claims, {
+    'missing': [name for name in used if name not in available],
+    'unexpected': sorted(available.difference(used, skipped)),
+    'read twice': [name for name, times in used.items() if times > 1],
+    'filled twice': [target for target, times in filled.items() if times > 1],
+  }
+
+
+def _differences(tensors: Mapping[str, Tensor], leaves: Iterable[Leaf]) -> tuple[list[str], list[str]]:
+  """Tensors of another shape than their leaf needs, and tensors that are no plain floats."""
+  shapes, dtypes = [], []
+  for leaf in leaves:
+    expected = leaf.source_shapes
+    for names in leaf.layers:
+      for name, shape in zip(names, expected, strict=True):
+        found = tensors.get(name)
+        if found and tuple(found.shape) != shape:
+          shapes.append(f'{name} {list(found.shape)} instead of {list(shape)}')
+        if found and found.dtype not in DTYPES:
+          dtypes.append(f'{name} {found.dtype}' + ' (already quantised)' * bool(QUANTISED.match(found.dtype)))
+  return shapes, dtypes
+
+
+def _raise_any(misfits: Mapping[str, list[str]]) -> None:
+  """Raises CheckpointError with the number of entries and the first ones of each kind, if there are any."""
+  parts = []
+  for kind, entries in misfits.items():
+    if entries:
+      more = f' and {len(entries) - SHOWN} more' if len(entries) > SHOWN else ''
+      parts.append(f'{len(entries)} {kind}: {", ".join(entries[:SHOWN])}{more}')
+  if parts:
+    raise CheckpointError(
+      f'the checkpoint does not fit the network, use unchanged files of one release ({"; ".join(parts)})'
+    )

@@ -84,7 +84,7 @@ def test_bicubic():
 
 
 def test_unnamed_leftovers_are_an_error(native):
-  with pytest.raises(CheckpointError, match=r'2 unexpected: visual\.post_norm\.bias, visual\.post_norm\.weight$'):
+  with pytest.raises(CheckpointError, match=r'2 unexpected: visual\.post_norm\.bias, visual\.post_norm\.weight\)$'):
     convert(native, rules(TINY, 'native'), ignore=('visual.transformer.3.*', 'visual.head'))
 
 

@@ -16,13 +16,14 @@ def shape(tensors: Mapping[str, Tensor], name: str, ndim: int) -> tuple[int, ...
   """The shape of a tensor that tells a size of the network.
 
   Raises:
-    CheckpointError: if the tensor is not there or has another number of axes.
+    CheckpointError: if the tensor is not there, is empty or has another number of axes.
   """
   if name not in tensors:
     raise CheckpointError(f'tensor {name!r} is missing, and with it a size of the network')
-  if len(tensors[name].shape) != ndim:
-    raise CheckpointError(f'tensor {name!r} has the shape {list(tensors[name].shape)}, which should have {ndim} axes')
-  return tuple(tensors[name].shape)
+  found = tuple(tensors[name].shape)
+  if len(found) != ndim or 0 in found:
+    raise CheckpointError(f'tensor {name!r} has shape {list(found)} and should have {ndim} axes, none of them empty')
+  return found
 
 
 def shapes(tensors: Mapping[str, Tensor], rules: Iterable[Rule]) -> Callable[[str, int], tuple[int, ...]]:
