@@ -23,7 +23,7 @@ import tensorstore
 from flax import traverse_util
 
 from one4d_jax.errors import CheckpointError
-from one4d_jax.model.files import MANIFEST
+from one4d_jax.model.files import DESCRIPTION, MANIFEST, find_parts
 from one4d_jax.nn.quantize import Int8Weight
 
 FORMAT = 1
@@ -32,23 +32,38 @@ _NAMED = 12  # at most so many names in a message
 
 
 def locate(path: str | os.PathLike, part: str) -> pathlib.Path:
-  """The folder of ``part``: ``path`` itself or, where ``path`` is a bundle, the folder in it.
+  """The converted folder of ``part``: ``path`` itself or, where ``path`` is a bundle, the one it holds or refers to.
 
   Raises:
-    CheckpointError: neither holds converted weights, or the conversion is unfinished.
+    CheckpointError: there is none, its conversion is unfinished, or the bundle was made with other weights.
   """
   path = pathlib.Path(path)
-  candidates = [path / part, path]
-  for folder in candidates:
-    if (folder / MANIFEST).is_file():
-      return folder
-  for folder in candidates:
-    partial = folder.with_name(folder.name + '.partial')
-    if partial.is_dir():
+  if (path / MANIFEST).is_file():
+    return path
+  place, reference = path / part, None
+  if (path / DESCRIPTION).is_file():
+    try:
+      place = find_parts(path).get(part, place)
+      reference = json.loads((path / DESCRIPTION).read_text()).get('references', {}).get(part)
+    except (ValueError, KeyError) as error:
+      raise CheckpointError(f'{str(path / DESCRIPTION)!r} cannot be read ({error!r})') from error
+  if (place / MANIFEST).is_file():
+    if reference and reference['sha256'] != identity(read_manifest(place)):
+      raise CheckpointError(f'{str(path)!r} was made with other {part} weights than are now at {str(place)!r}')
+    return place
+  if place.is_file():
+    raise CheckpointError(f'{str(place)!r} is no converted folder; one4d_jax.model.bundle.load reads what was trained')
+  for folder in (place, path):
+    if folder.with_name(folder.name + '.partial').is_dir():
       raise CheckpointError(f'the conversion into {str(folder)!r} is unfinished; run its command again to continue it')
   raise CheckpointError(
     f'no converted weights at {str(path)!r}: expected {part}/{MANIFEST}, as weight_conversion/wan_to_flax.py writes it'
   )
+
+
+def identity(manifest: dict[str, Any]) -> str:
+  """16 hex digits by which bundles and checkpoints refer to these weights."""
+  return hashlib.sha256(manifest['sha256'].encode()).hexdigest()[:16]
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
@@ -124,17 +139,27 @@ def open_leaf(folder: str | os.PathLike, name: str) -> tensorstore.TensorStore:
     raise CheckpointError(f'{name!r} cannot be read from {str(folder)!r} ({error}); {_AGAIN}') from error
 
 
+def tree(leaves: dict[str, Any]) -> dict:
+  """Nested dicts from names as in a manifest; what was stored as ``…/int8`` and ``…/scale`` is an ``Int8Weight``."""
+  leaves = dict(leaves)
+  for kernel in [name.removesuffix('/int8') for name in leaves if name.endswith('/int8')]:
+    leaves[kernel] = Int8Weight(leaves.pop(f'{kernel}/int8'), leaves.pop(f'{kernel}/scale'))
+  return traverse_util.unflatten_dict(leaves, sep='/')
+
+
 def restore(folder: str | os.PathLike, abstract: dict) -> dict:
   """The tree of one part, in the shape of ``abstract``.
 
-  Host memory stays below twice the largest leaf. All processes of the mesh must call this.
+  All processes of the mesh must call this. Beyond the result, a process holds the slices in flight: a gigabyte and
+  the largest leaf at most, as stored.
 
   Args:
     abstract: tree of ``jax.ShapeDtypeStruct``, ``Int8Weight`` included. Weights are cast to its dtypes and lie where
       its shardings say; without a sharding, on this process's first device.
 
   Raises:
-    CheckpointError: as ``check``; leaves that are missing, unexpected or of another shape, all of them.
+    CheckpointError: as ``check``; leaves that are missing, unexpected or of another shape, all of them; contents that
+      cannot be decoded.
   """
   manifest = check(folder)
   paths, treedef = jax.tree.flatten_with_path(abstract)
@@ -144,21 +169,23 @@ def restore(folder: str | os.PathLike, abstract: dict) -> dict:
   placed = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding or here) for k, v in wanted.items()}
   largest = max(int(np.prod(v['shape'])) * np.dtype(v['dtype']).itemsize for v in manifest['leaves'].values())
   handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=1 + largest // 10**9)  # must admit the largest leaf
-  with ocp.Checkpointer(handler) as checkpointer:
-    target = ocp.args.StandardRestore(traverse_util.unflatten_dict(placed, sep='/'))
-    restored = checkpointer.restore(pathlib.Path(folder).resolve(), args=target)
+  target = ocp.args.StandardRestore(traverse_util.unflatten_dict(placed, sep='/'))
+  try:
+    with ocp.Checkpointer(handler) as checkpointer:
+      restored = checkpointer.restore(pathlib.Path(folder).resolve(), args=target)
+  except Exception as error:
+    cause = error.__cause__ or error  # Orbax puts what TensorStore says into a bare Exception
+    if not isinstance(cause, (ValueError, KeyError, OSError)):
+      raise
+    raise CheckpointError(f'the weights at {str(folder)!r} are damaged ({cause!r}); {_AGAIN}') from error
   flat = traverse_util.flatten_dict(restored, sep='/')
   return jax.tree.unflatten(treedef, [flat[name] for name in wanted])
 
 
 def load(folder: str | os.PathLike) -> dict:
   """The tree of one part as it is stored, on this process's first device; raises CheckpointError as ``check``."""
-  leaves = check(folder)['leaves']
-  flat = {name: jax.ShapeDtypeStruct(tuple(leaf['shape']), leaf['dtype']) for name, leaf in leaves.items()}
-  for name in [name for name in flat if name.endswith('/int8')]:
-    kernel = name.removesuffix('/int8')
-    flat[kernel] = Int8Weight(flat.pop(name), flat.pop(f'{kernel}/scale'))
-  return restore(folder, traverse_util.unflatten_dict(flat, sep='/'))
+  leaves = check(folder)['leaves'].items()
+  return restore(folder, tree({name: jax.ShapeDtypeStruct(leaf['shape'], leaf['dtype']) for name, leaf in leaves}))
 
 
 def _compare(folder, leaves: dict[str, dict], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
