@@ -75,6 +75,11 @@ class Public:
     """The largest."""
     return max(pair.down.shape[0] for pair in self.modules.values())
 
+  @property
+  def scales(self) -> list[float]:
+    """All that occur."""
+    return sorted({pair.scale for pair in self.modules.values()})
+
 
 @functools.cache
 def modules(layout: str) -> dict[str, str]:
@@ -143,6 +148,23 @@ def metadata(paths: Iterable[str], rank: int, alpha: float) -> dict[str, str]:
 # ---- in
 
 
+def locate(path: str | os.PathLike) -> pathlib.Path:
+  """The safetensors file at ``path``, or alone in that folder.
+
+  Raises:
+    CheckpointError: there is none, or more than one.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    found = sorted(path.glob('*.safetensors'))
+    if len(found) != 1:
+      raise CheckpointError(f'{path} holds {len(found)} safetensors files; give the path of the LoRA itself')
+    return found[0]
+  if path.suffix != '.safetensors' or not path.is_file():
+    raise CheckpointError(f'no LoRA at {path}: expected a safetensors file, or a PEFT folder that holds one')
+  return path
+
+
 def read(path: str | os.PathLike, *, scale: float | None = None, drop: Iterable[str] = ()) -> Public:
   """A public LoRA for Wan: a safetensors file, or a folder that holds one (PEFT).
 
@@ -154,7 +176,7 @@ def read(path: str | os.PathLike, *, scale: float | None = None, drop: Iterable[
   Raises:
     CheckpointError: not a LoRA of Wan's linear layers; names every tensor that cannot be used, layers as ``*``.
   """
-  path = _locate(pathlib.Path(path))
+  path = locate(path)
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       header = file.metadata() or {}
@@ -181,9 +203,11 @@ def read(path: str | os.PathLike, *, scale: float | None = None, drop: Iterable[
     if down is None or up is None:
       problems.append(f'{where}: without {"down (A)" if down is None else "up (B)"}')
       continue
-    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not down.size:
       problems.append(f'{where}: down {down.shape} and up {up.shape} are not [r, in] and [out, r]')
       continue
+    if not all(np.isfinite(half.astype(np.float32)).all() for half in (down, up)):
+      problems.append(f'{where}: values that are not finite')
     rank = down.shape[0]
     due = stated.rank(named[native])
     if due is not None and due != rank:
@@ -256,17 +280,6 @@ def into_adapters(adapters: dict, public: Public, cfg: AdapterConfig, dit: DiTCo
     grown[f'{path}/b'][layer, RGB, :r] = pair.up.T.astype(np.float32) * np.float32(pair.scale / scale)
   lora = traverse_util.unflatten_dict(grown, sep='/')
   return adapters | {'lora': lora}, dataclasses.replace(cfg, rank=rank, alpha=scale * rank)
-
-
-def _locate(path: pathlib.Path) -> pathlib.Path:
-  if path.is_dir():
-    found = sorted(path.glob('*.safetensors'))
-    if len(found) != 1:
-      raise CheckpointError(f'{path} holds {len(found)} safetensors files; give the path of the LoRA itself')
-    return found[0]
-  if path.suffix != '.safetensors' or not path.is_file():
-    raise CheckpointError(f'no LoRA at {path}: expected a safetensors file, or a PEFT folder that holds one')
-  return path
 
 
 def _parse(name: str) -> tuple[str, str]:

@@ -88,7 +88,7 @@ class Bundle:
   record: dict[str, Any]  # how it was made: config, steps, metrics, commit of each run, in order
   hashes: dict[str, str] = dataclasses.field(default_factory=dict)  # of the weights of each part
   name: str = ''
-  folders: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)  # of parts converted from a release
+  folders: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)  # of parts that save() refers to
   tokenizer_folder: pathlib.Path | None = None
 
   @property
@@ -199,6 +199,8 @@ def locate(folder: str | os.PathLike | None = None) -> pathlib.Path:
 def load(folder: str | os.PathLike | None = None, parts: Sequence[str] = PARTS) -> Bundle:
   """Reads a bundle, or those of its ``parts`` that are there, to the default device.
 
+  Parts that are not read are still referred to: ``save`` points to where they lie.
+
   Raises:
     CheckpointError: no bundle, a file of it that cannot be read, or a reference to weights that are others by now.
   """
@@ -206,20 +208,24 @@ def load(folder: str | os.PathLike | None = None, parts: Sequence[str] = PARTS) 
   try:
     sizes, record = describe(path)
     references = json.loads((path / DESCRIPTION).read_text()).get('references', {})
-    places = {part: place for part, place in find_parts(path).items() if part in parts}
     params, hashes, folders = {}, {}, {}
-    for part, place in places.items():
+    for part, place in find_parts(path).items():
       if place.is_dir():
-        folders[part], hashes[part] = place, _short(weights.check(place)['sha256'])
-        params[part] = weights.load(place)
+        hashes[part] = _short(weights.check(place)['sha256'])
+        if part in parts:
+          params[part] = weights.load(place)
       else:
         content = place.read_bytes()
-        flat = {k: v.astype(np.float32) for k, v in safetensors.numpy.load(content).items()}
-        params[part], hashes[part] = traverse_util.unflatten_dict(flat, sep='/'), _short(content)
+        hashes[part] = _short(content)
+        if part in parts:
+          flat = {k: v.astype(np.float32) for k, v in safetensors.numpy.load(content).items()}
+          params[part] = traverse_util.unflatten_dict(flat, sep='/')
+      if place.is_dir() or part not in parts:
+        folders[part] = place
   except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
     raise CheckpointError(f'weights at {str(path)!r} cannot be read ({error}); export or convert them again') from error
   for part, reference in references.items():
-    if part in parts and hashes.get(part) != reference['sha256']:
+    if hashes.get(part) != reference['sha256']:
       raise CheckpointError(
         f'{path} was made with {part} weights {reference["sha256"]} at {reference["path"]}, '
         f'now there are {hashes.get(part, "none")}; put them back, or train again'
