@@ -147,15 +147,16 @@ def read_sizes(weights: pathlib.Path) -> dict:
     raise CheckpointError(f'no weights at {str(weights)!r}: expected a folder with bundle.json; {remedy}')
   try:
     found = find_parts(weights)
-    missing = [part for part in PARTS if part not in found]
-    if missing:
-      raise CheckpointError(
-        f'weights at {str(weights)!r} lack {", ".join(missing)}: a bundle of the one4d stage is needed; {remedy}'
-      )
     sizes = json.loads(path.read_text())['sizes']
-    return {name: sizes[name] for name in ('frames', 'height', 'width', 'fps')}
+    wanted = {name: sizes[name] for name in ('frames', 'height', 'width', 'fps')}
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise CheckpointError(f'{path} cannot be read ({error}); {remedy}') from error
+  missing = [part for part in PARTS if part not in found]
+  if missing:
+    raise CheckpointError(
+      f'weights at {str(weights)!r} lack {", ".join(missing)}: a bundle of the one4d stage is needed; {remedy}'
+    )
+  return wanted
 
 
 def read_prompt(args: argparse.Namespace) -> str | None:

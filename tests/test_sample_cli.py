@@ -78,7 +78,7 @@ def model(monkeypatch, clip):
   bundle = types.SimpleNamespace(config=FakeSizes(), name='fake', hash='0' * 16)
   monkeypatch.setattr(sample, 'load_bundle', lambda path: bundle)
   monkeypatch.setattr(sample, 'sample', fake_sample)
-  monkeypatch.setitem(sys.modules, 'one4d_jax.postopt.fit', types.SimpleNamespace(fit_cameras=fake_fit))
+  monkeypatch.setattr('one4d_jax.postopt.decode.fit_cameras', fake_fit)
   return asked
 
 
@@ -233,7 +233,7 @@ BAD = [
   (['--solver', 'heun'], "invalid choice: 'heun'"),
   (['--inptu', 'clip.mp4'], 'unrecognized arguments'),
   (['--weights', 'nowhere'], "no weights at 'nowhere'"),
-  (['--weights', 'half'], 'vae.safetensors'),
+  (['--weights', 'half'], 'lack vae'),
   (['--out', 'file'], '--out file is a file'),
   (['--out', 'full'], 'other files'),
   (['--out', '/proc/out'], 'cannot be written'),

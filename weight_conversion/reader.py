@@ -40,7 +40,8 @@ TOKENIZERS = ('google/umt5-xxl', 'tokenizer', '')  # folders with spiece.model
 
 # Whole files are wrapped in these by ComfyUI, VideoX-Fun and transformers; inside they are all the same names.
 PREFIXES = ('model.diffusion_model.', 'diffusion_model.', 'model.', 'vision_model.')
-DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
+DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'I32': 'int32', 'I8': 'int8',
+          'U8': 'uint8', 'F8_E4M3': 'float8_e4m3fn', 'F8_E5M2': 'float8_e5m2'}  # fmt: skip
 
 
 class Safetensors:

@@ -95,16 +95,16 @@ def forward(folder: pathlib.Path, config: Any, manifest: Mapping[str, Any]) -> f
     case 'text':
       encoder = UMT5Encoder(config, jnp.float32, jnp.float32)
       x = jnp.asarray(weights.open_leaf(folder, 'embedding')[1:5].read().result(), jnp.float32)[None]
-      buckets = relative_buckets(4, buckets=config.buckets, max_distance=config.max_distance)
+      buckets = jnp.asarray(relative_buckets(4, buckets=config.buckets, max_distance=config.max_distance))
       block = jax.jit(lambda x, params: encoder.block.apply({'params': params}, x, jnp.ones((1, 4), bool), buckets))
       for layer in range(config.layers):
         x = block(x, read('blocks/', layer))
       out = RMSNorm(config.eps).apply({'params': read('norm/')}, x)
     case 'image':
-      out = CLIPEncoder(config, jnp.float32, jnp.float32).encode(read(''), random(1, 32, 32, 3))
+      out = jax.jit(CLIPEncoder(config, jnp.float32, jnp.float32).encode)(read(''), random(1, 32, 32, 3))
     case 'vae':
-      vae, params = WanVAE(config), read('')
-      out = vae.decode(params, vae.encode(params, random(1, 1, 16, 16, 3)))
+      vae = WanVAE(config)
+      out = jax.jit(lambda params, x: vae.decode(params, vae.encode(params, x)))(read(''), random(1, 1, 16, 16, 3))
   return float(jnp.sqrt(jnp.mean(jnp.square(out))))
 
 

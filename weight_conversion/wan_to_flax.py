@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     help='of the stored weights (default: bfloat16 for dit and umt5, float32 for vae and clip)',
   )
   p.add_argument('--int8', action='store_true', help="the DiT's block matrices as int8 with a scale per output channel")
+  p.add_argument('--raw-prompts', action='store_true', help='never clean prompts, as VideoX-Fun (default: as Wan does)')
   p.add_argument('--verify', action='store_true', help='afterwards compare every tensor with its source, run a forward')
   p.add_argument('--overwrite', action='store_true', help='replace parts that were converted from something else')
   return p
@@ -70,6 +71,7 @@ def main(args: argparse.Namespace) -> None:
     tuple(PARTS.values()) if args.part == 'all' else (PARTS[args.part],),
     dtype=args.dtype,
     int8=args.int8,
+    raw_prompts=args.raw_prompts,
     verify=args.verify,
     overwrite=args.overwrite,
     quiet=False,
@@ -96,6 +98,7 @@ def convert_release(
   *,
   dtype: str | None = None,
   int8: bool = False,
+  raw_prompts: bool = False,
   verify: bool = False,
   overwrite: bool = False,
   quiet: bool = True,
@@ -113,9 +116,10 @@ def convert_release(
 
   src, dst = pathlib.Path(src), pathlib.Path(dst)
   say = (lambda *_: None) if quiet else print
-  planned = [plan_part(source, dtype=dtype, int8=int8) for source in find_all(src, parts)]
-  tokenizer = find_tokenizer(src) if 'text' in parts else None
-  planned = [p for p in planned if not _there_already(p, dst, overwrite, say)]
+  sources = find_all(src, parts)
+  everything = [plan_part(source, dtype=dtype, int8=int8, raw_prompts=raw_prompts) for source in sources]
+  tokenizer = find_tokenizer(src) if any(source.part == 'text' for source in sources) else None
+  planned = [p for p in everything if not _there_already(p, dst, overwrite, say)]
   need, room = sum(p.bytes for p in planned), _free(dst)
   if need > room:
     raise OSError(28, f'needs {need / 1e9:.1f} GB, {room / 1e9:.1f} GB are free', str(dst))
@@ -137,8 +141,7 @@ def convert_release(
     (dst / 'tokenizer').mkdir(exist_ok=True)
     shutil.copy(tokenizer, dst / 'tokenizer' / 'spiece.model')
   if verify:
-    for source in find_all(src, parts):
-      p = plan_part(source, dtype=dtype, int8=int8)
+    for p in everything:
       with _bar(p.bytes, f'verify {p.about["part"]}', quiet) as bar:
         say(verification.verify(p.source, p.leaves, p.dtypes, dst / p.about['part'], p.config, progress=bar.update))
   return dst
@@ -171,7 +174,7 @@ def find_tokenizer(src: pathlib.Path) -> pathlib.Path:
   return found
 
 
-def plan_part(source, *, dtype: str | None, int8: bool) -> Planned:
+def plan_part(source, *, dtype: str | None, int8: bool, raw_prompts: bool) -> Planned:
   """Names and shapes of one part, all checked; reads no data."""
   from one4d_jax.errors import CheckpointError
   from weight_conversion import rules, tables, writer
@@ -179,6 +182,7 @@ def plan_part(source, *, dtype: str | None, int8: bool) -> Planned:
   table, part = tables.TABLES[source.part], source.part
   try:
     config = table.config(source.tensors, source.layout, source.described)
+    config = dataclasses.replace(config, clean=False) if raw_prompts and part == 'text' else config
     targets = table.targets(config, dtype or DTYPES[part])
     leaves = rules.plan(
       source.tensors,

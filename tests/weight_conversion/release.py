@@ -1,0 +1,85 @@
+"""A tiny release in Wan's native layout, its tensors made by the tables from random trees of ours."""
+
+import json
+import pathlib
+
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+
+from one4d_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
+from weight_conversion.tables import TABLES
+
+CONFIGS = {
+  'base': DiTConfig(width=32, ffn_width=48, heads=2, layers=4, text_width=24, image_width=20, freq_width=16),
+  'vae': VAEConfig(width=4),
+  'text': UMT5Config(vocab=64, width=32, ffn_width=40, heads=4, layers=2),
+  'image': CLIPConfig(image_size=32, patch=16, width=80, layers=3, heads=1, mlp_width=96),
+}
+FILES = {
+  'base': 'diffusion_pytorch_model.safetensors',
+  'vae': 'Wan2.1_VAE.pth',
+  'text': 'models_t5_umt5-xxl-enc-bf16.pth',
+  'image': 'models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth',
+}
+DTYPES = {'base': ml_dtypes.bfloat16, 'vae': np.float32, 'text': ml_dtypes.bfloat16, 'image': np.float32}
+
+
+def tensors(part: str, seed: int = 0) -> dict[str, np.ndarray]:
+  """Random tensors with the native names of one part."""
+  cfg, table, rng = CONFIGS[part], TABLES[part], np.random.default_rng(seed)
+  targets, found = table.targets(cfg, 'float32'), {}
+  for rule in table.rules(cfg, 'native'):
+    shape = targets[rule.target].shape
+    for layer in range(shape[0] if rule.stacked else 1):
+      value = rng.standard_normal(shape[1:] if rule.stacked else shape, np.float32)
+      for name, array in zip(rule.names(layer), rule.transform.backward(value), strict=True):
+        found[name] = np.ascontiguousarray(array).astype(DTYPES[part])
+  if part == 'image':  # what Wan does not use is in its file all the same
+    last = {name.replace('.1.', '.2.'): value for name, value in found.items() if '.transformer.1.' in name}
+    found |= last | {'log_scale': np.zeros((), np.float32), 'textual.token': np.zeros((3, 2), np.float32)}
+  return found
+
+
+def write(folder: pathlib.Path, parts: tuple[str, ...] = tuple(FILES), *, shards: int = 1) -> pathlib.Path:
+  """The files of a release; the DiT in ``shards`` of them."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for part in parts:
+    found = tensors(part)
+    if part != 'base':
+      torch_save({name: to_torch(value) for name, value in found.items()}, folder / FILES[part])
+    elif shards == 1:
+      safetensors.numpy.save_file(found, folder / FILES['base'])
+    else:
+      write_shards(folder, found, shards)
+  if 'base' in parts:
+    cfg = CONFIGS['base']
+    (folder / 'config.json').write_text(json.dumps({'model_type': 'i2v', 'dim': cfg.width, 'num_heads': cfg.heads}))
+  if 'text' in parts:
+    (folder / 'google/umt5-xxl').mkdir(parents=True, exist_ok=True)
+    (folder / 'google/umt5-xxl/spiece.model').write_bytes(b'pieces')
+  return folder
+
+
+def write_shards(folder: pathlib.Path, found: dict[str, np.ndarray], shards: int) -> None:
+  weight_map = {}
+  for i in range(shards):
+    name = f'diffusion_pytorch_model-{i + 1:05d}-of-{shards:05d}.safetensors'
+    part = dict(list(found.items())[i::shards])
+    safetensors.numpy.save_file(part, folder / name)
+    weight_map |= dict.fromkeys(part, name)
+  (folder / f'{FILES["base"]}.index.json').write_text(json.dumps({'weight_map': weight_map}))
+
+
+def to_torch(value: np.ndarray):
+  import torch
+
+  if value.dtype == ml_dtypes.bfloat16:
+    return torch.from_numpy(value.view(np.uint16).copy()).view(torch.bfloat16)
+  return torch.from_numpy(np.array(value))
+
+
+def torch_save(content, path: pathlib.Path) -> None:
+  import torch
+
+  torch.save(content, path)
