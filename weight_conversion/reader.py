@@ -1,8 +1,8 @@
 """Find the files of a Wan release and read single tensors out of them.
 
 A release is a folder in the native layout or in that of diffusers, or one safetensors file. What a file holds is told
-by the names of its tensors (``tables.detect``), never by the folder's name. Nothing is read whole: a file is opened for
-one tensor and closed again, so that no mapped page of it stays resident.
+by the names of its tensors (``tables.detect``), never by the folder's name. Nothing is read whole: files are opened for
+a few tensors and closed again, so that no more of their mapped pages stay resident.
 """
 
 import contextlib
@@ -40,6 +40,7 @@ TOKENIZERS = ('google/umt5-xxl', 'tokenizer', '')  # folders with spiece.model
 
 # Whole files are wrapped in these by ComfyUI, VideoX-Fun and transformers; inside they are all the same names.
 PREFIXES = ('model.diffusion_model.', 'diffusion_model.', 'model.', 'vision_model.')
+MAPPED_BYTES = 512 << 20  # read from one mapping of a torch file
 DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'I32': 'int32', 'I8': 'int8',
           'U8': 'uint8', 'F8_E4M3': 'float8_e4m3fn', 'F8_E5M2': 'float8_e5m2'}  # fmt: skip
 
@@ -76,6 +77,7 @@ class Torch:
 
   def __init__(self, path: pathlib.Path):
     self.path = path
+    self._mapped, self._touched = None, 0
     if importlib.util.find_spec('torch') is None:
       raise CheckpointError(f"{path.name} needs torch to be read: pip install -e '.[convert]'")
 
@@ -89,8 +91,11 @@ class Torch:
   def read(self, name: str, rows: slice | None) -> np.ndarray:
     import torch
 
-    value = self._load()[name]
-    value = (value if rows is None else value[rows]).contiguous()
+    mapped = self._mapped or self._load()
+    value = (mapped[name] if rows is None else mapped[name][rows]).contiguous()
+    # Opening costs as much as reading a large tensor, but the pages of one mapping stay resident: reopen now and then.
+    self._touched += value.nbytes
+    self._mapped, self._touched = (mapped, self._touched) if self._touched < MAPPED_BYTES else (None, 0)
     if value.dtype == torch.bfloat16:
       return value.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
     return value.numpy()

@@ -86,12 +86,17 @@ def forward(folder: pathlib.Path, config: Any, manifest: Mapping[str, Any]) -> f
       base = {'embed': read('embed/'), 'head': read('head/')}
       frames = random(1, *config.patch, config.in_channels)
       text, image = random(1, 4, config.text_width), random(1, 4, config.image_width)
-      e, context = dit.embed_inputs(config, base, (1, 1, 1), jnp.array([500.0]), text, image, dit.FLOAT32)
-      x = dit.WanEmbed(config, dit.FLOAT32).apply({'params': base['embed']}, frames, method='tokens')
+
+      @jax.jit
+      def embed(base, frames, text, image):
+        x = dit.WanEmbed(config, dit.FLOAT32).apply({'params': base['embed']}, frames, method='tokens')
+        return x, *dit.embed_inputs(config, base, (1, 1, 1), jnp.array([500.0]), text, image, dit.FLOAT32)
+
+      x, e, context = embed(base, frames, text, image)
       block = jax.jit(lambda x, params: dit.WanBlock(config, dit.FLOAT32).apply({'params': params}, x, context))
       for layer in range(config.layers):
         x = block(x, read('blocks/', layer))
-      out = dit.WanHead(config, dit.FLOAT32).apply({'params': base['head']}, x, e)
+      out = jax.jit(dit.WanHead(config, dit.FLOAT32).apply)({'params': base['head']}, x, e)
     case 'text':
       encoder = UMT5Encoder(config, jnp.float32, jnp.float32)
       x = jnp.asarray(weights.open_leaf(folder, 'embedding')[1:5].read().result(), jnp.float32)[None]
