@@ -120,13 +120,67 @@ def test_a_config_file_of_another_network():
   assert 'dim is 5120 there and 1536 in the weights' in message and 'ffn_dim is 13824' in message
   assert 'num_layers' not in message
   assert 'attention_head_dim is 64' in contradiction('base', 'dit_14b', 'diffusers', attention_head_dim=64)
-  assert '1536 is not a multiple of 7 heads' in contradiction('base', 'dit_1_3b', 'native', num_heads=7)
+  assert '1536 cannot be split into 7 heads' in contradiction('base', 'dit_1_3b', 'native', num_heads=7)
   assert 'model_type is t2v' in contradiction('base', 'dit_14b', 'native', model_type='t2v')
   assert 'dim_mult is [1, 2, 4]' in contradiction('vae', 'vae', 'diffusers', dim_mult=[1, 2, 4])
+  assert "num_heads is '12'" in contradiction('base', 'dit_1_3b', 'native', num_heads='12')
   assert '3 values for 16 latent' in contradiction('vae', 'vae', 'diffusers', latents_std=[1, 2, 3])
   assert 'd_kv is 32' in contradiction('text', 'umt5', 'diffusers', d_kv=32)
   assert 'hidden_act is quick_gelu' in contradiction('image', 'clip', 'diffusers', hidden_act='quick_gelu')
-  assert 'is not a multiple of 7 heads' in contradiction('image', 'clip', 'diffusers', num_attention_heads=7)
+  assert '1280 cannot be split into 7 heads' in contradiction('image', 'clip', 'diffusers', num_attention_heads=7)
+
+
+PUBLISHED = {  # what the config.json files of the releases say, as far as it is of the architecture
+  ('dit_14b', 'native'): {
+    'model_type': 'i2v', 'dim': 5120, 'ffn_dim': 13824, 'freq_dim': 256, 'in_dim': 36, 'out_dim': 16, 'num_heads': 40,
+    'num_layers': 40, 'text_len': 512, 'eps': 1e-6,
+  },
+  ('dit_14b', 'diffusers'): {
+    'patch_size': [1, 2, 2], 'num_attention_heads': 40, 'attention_head_dim': 128, 'in_channels': 36,
+    'out_channels': 16, 'text_dim': 4096, 'freq_dim': 256, 'ffn_dim': 13824, 'num_layers': 40, 'eps': 1e-6,
+    'cross_attn_norm': True, 'qk_norm': 'rms_norm_across_heads', 'image_dim': 1280, 'added_kv_proj_dim': 5120,
+    'rope_max_seq_len': 1024, 'pos_embed_seq_len': None,
+  },
+  ('vae', 'diffusers'): {
+    'base_dim': 96, 'z_dim': 16, 'dim_mult': [1, 2, 4, 4], 'num_res_blocks': 2, 'attn_scales': [],
+    'temperal_downsample': [False, True, True], 'dropout': 0.0, 'latents_mean': list(VAEConfig.latent_mean),
+    'latents_std': list(VAEConfig.latent_std),
+  },
+  ('umt5', 'diffusers'): {
+    'vocab_size': 256384, 'd_model': 4096, 'd_kv': 64, 'd_ff': 10240, 'num_layers': 24, 'num_heads': 64,
+    'relative_attention_num_buckets': 32, 'relative_attention_max_distance': 128, 'layer_norm_epsilon': 1e-6,
+    'feed_forward_proj': 'gated-gelu', 'is_gated_act': True, 'dense_act_fn': 'gelu_new',
+  },
+  ('clip', 'diffusers'): {
+    'hidden_size': 1280, 'intermediate_size': 5120, 'num_hidden_layers': 32, 'num_attention_heads': 16,
+    'image_size': 224, 'patch_size': 14, 'hidden_act': 'gelu', 'layer_norm_eps': 1e-5, 'projection_dim': 1024,
+  },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(('name', 'layout'), PUBLISHED)
+def test_config_files_of_the_releases_agree(name, layout):
+  part, cfg, *_ = FULL[name]
+  assert TABLES[part].config(manifest(name, layout), layout, PUBLISHED[name, layout]) == cfg
+
+
+@pytest.mark.parametrize('name', ['dit_14b', 'umt5', 'clip'])
+def test_a_few_wrong_tensors_do_not_change_the_sizes(name):
+  """The message then is about them, and not about all others."""
+  part, cfg, *_ = FULL[name]
+  tensors = manifest(name, 'native')
+  norm, ffn, prefix = {
+    'dit_14b': ('norm3.weight', 'ffn.0.weight', 'blocks.'),
+    'umt5': ('norm1.weight', 'ffn.fc1.weight', 'blocks.'),
+    'clip': ('norm1.weight', 'mlp.0.weight', 'visual.transformer.'),
+  }[name]
+  found = tensors.pop(f'{prefix}0.{norm}')
+  tensors |= {f'{prefix}99.{norm}': found, f'{prefix}777777777.scale': found, f'{prefix}0.{ffn}': found}
+  assert TABLES[part].config(tensors, 'native', {}) == cfg
+  with pytest.raises(CheckpointError) as error:
+    fit(part, cfg, 'native', tensors)
+  assert f'(1 missing: {prefix}0.{norm}; 2 unexpected: {prefix}777777777.scale, {prefix}99.{norm}; ' in str(error.value)
+  assert f'; 1 mis-shaped: {prefix}0.{ffn} ' in str(error.value)
 
 
 def test_what_shapes_cannot_tell_comes_from_the_config_file():

@@ -16,7 +16,7 @@ from one4d_jax.wan.clip import CLIPEncoder
 from one4d_jax.wan.config import CLIPConfig
 from weight_conversion.rules import FIRST, Rule, Tensor, fused, leading, patch
 from weight_conversion.tables.rows import DENSE, LEAF, NORM, Row, dense, leaf, rules_of, under
-from weight_conversion.tables.sizes import agree, count, flat_shapes, shapes, told
+from weight_conversion.tables.sizes import agree, flat_shapes, heads_of, sizes, told
 
 SIGNATURES = {'native': 'visual.cls_embedding', 'diffusers': 'embeddings.class_embedding'}
 HEAD_WIDTH = 80  # of ViT-H/14
@@ -63,21 +63,18 @@ def config(tensors: Mapping[str, Tensor], layout: str, described: Mapping[str, A
     CheckpointError: for a number of patches that is no square, or a ``config.json`` of another network.
   """
   described = {} if layout == 'native' else described
-  of = shapes(tensors, rules(CLIPConfig(), layout))
+  of, layers = sizes(tensors, rules(CLIPConfig(), layout))
   width, _, size, _ = of('patch/kernel', 4)
   tokens = of('position', 3 if layout == 'native' else 2)[-2]
   side = math.isqrt(max(tokens - 1, 0))
-  heads = told(described, 'num_attention_heads', width // HEAD_WIDTH)
   if side**2 != tokens - 1:
     raise CheckpointError(f'position embedding has {tokens} rows: a class token and a square of patches were expected')
-  if not heads or width % heads:
-    raise CheckpointError(f'width {width} is not a multiple of {heads} heads: add the config.json of the release')
   cfg = CLIPConfig(
     image_size=side * size,
     patch=size,
     width=width,
-    layers=count(tensors, 'visual.transformer.' if layout == 'native' else 'encoder.layers.'),
-    heads=heads,
+    layers=layers,
+    heads=heads_of(described, 'num_attention_heads', width, HEAD_WIDTH),
     mlp_width=of('blocks/mlp_in/kernel', 2)[0],
     eps=told(described, 'layer_norm_eps', CLIPConfig.eps),
   )

@@ -16,7 +16,7 @@ from one4d_jax.wan import dit
 from one4d_jax.wan.config import DiTConfig
 from weight_conversion.rules import FIRST, Rule, Tensor, patch
 from weight_conversion.tables.rows import DENSE, NORM, RMS, Row, dense, leaf, rules_of, under
-from weight_conversion.tables.sizes import agree, count, flat_shapes, shapes, told
+from weight_conversion.tables.sizes import agree, flat_shapes, heads_of, sizes, told
 
 SIGNATURES = {'native': 'blocks.0.self_attn.norm_q.weight', 'diffusers': 'blocks.0.attn1.norm_q.weight'}
 HEAD_WIDTH = 128  # of every released Wan
@@ -79,18 +79,16 @@ def config(tensors: Mapping[str, Tensor], layout: str, described: Mapping[str, A
   Raises:
     CheckpointError: for a variant of Wan that One4D cannot build on, or a ``config.json`` of another network.
   """
-  of = shapes(tensors, rules(DiTConfig(), layout))
+  of, layers = sizes(tensors, rules(DiTConfig(), layout))
   width, in_channels, *window = of('embed/patch/kernel', 5)
   out_channels = of('head/out/kernel', 2)[0] // math.prod(window)
   refuse(tensors, in_channels, out_channels)
-  heads = told(described, 'num_heads' if layout == 'native' else 'num_attention_heads', width // HEAD_WIDTH)
-  if not heads or width % heads:
-    raise CheckpointError(f'width {width} is not a multiple of {heads} heads: add the config.json of the release')
+  heads = heads_of(described, 'num_heads' if layout == 'native' else 'num_attention_heads', width, HEAD_WIDTH)
   cfg = DiTConfig(
     width=width,
     ffn_width=of('blocks/ffn_in/kernel', 2)[0],
     heads=heads,
-    layers=count(tensors, 'blocks.'),
+    layers=layers,
     in_channels=in_channels,
     out_channels=out_channels,
     patch=tuple(window),

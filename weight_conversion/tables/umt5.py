@@ -10,7 +10,7 @@ from one4d_jax.wan.config import UMT5Config
 from one4d_jax.wan.umt5 import UMT5Encoder
 from weight_conversion.rules import Rule, Tensor
 from weight_conversion.tables.rows import KERNEL, LEAF, RMS, Row, rules_of, under
-from weight_conversion.tables.sizes import agree, count, flat_shapes, shapes, told
+from weight_conversion.tables.sizes import agree, flat_shapes, sizes, told
 
 SIGNATURES = {
   'native': 'blocks.0.pos_embedding.embedding.weight',
@@ -53,7 +53,7 @@ def config(tensors: Mapping[str, Tensor], layout: str, described: Mapping[str, A
     CheckpointError: for a ``config.json`` of another network.
   """
   described = {} if layout == 'native' else described
-  of = shapes(tensors, rules(UMT5Config(), layout))
+  of, layers = sizes(tensors, rules(UMT5Config(), layout))
   vocab, width = of('embedding', 2)
   buckets, heads = of('blocks/position', 2)
   cfg = UMT5Config(
@@ -61,7 +61,7 @@ def config(tensors: Mapping[str, Tensor], layout: str, described: Mapping[str, A
     width=width,
     ffn_width=of('blocks/ffn_in/kernel', 2)[0],
     heads=heads,
-    layers=count(tensors, 'blocks.' if layout == 'native' else 'encoder.block.'),
+    layers=layers,
     buckets=buckets,
     max_distance=told(described, 'relative_attention_max_distance', UMT5Config.max_distance),
     eps=told(described, 'layer_norm_epsilon', UMT5Config.eps),

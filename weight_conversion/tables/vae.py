@@ -4,6 +4,7 @@ Both have gains ``[c, 1, 1, 1]`` (``[c, 1, 1]`` in the attention, which is 2D) a
 windows of one element where ours are matrices.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from one4d_jax.wan.config import VAEConfig
 from one4d_jax.wan.vae import Step, WanVAE, decoder_steps, encoder_steps
 from weight_conversion.rules import CONV, Rule, Tensor, pointwise, scale
 from weight_conversion.tables.rows import Kind, Row, dense, rules_of, under
-from weight_conversion.tables.sizes import agree, count, flat_shapes, shape, told
+from weight_conversion.tables.sizes import agree, flat_shapes, shape, told
 
 SIGNATURES = {
   'native': 'decoder.middle.0.residual.0.gamma',
@@ -134,7 +135,8 @@ def levels(
   """Of the encoder: multiples of ``width`` and residual blocks a level, and which resamplers also halve time."""
   steps, last = ('downsamples', 'residual.6') if layout == 'native' else ('down_blocks', 'conv2')
   mult, blocks, temporal = [0], [0], []
-  for i in range(count(tensors, f'encoder.{steps}.')):
+  found = re.findall(rf'^encoder\.{steps}\.(\d+)\.', '\n'.join(tensors), re.MULTILINE)
+  for i in range(1 + max(map(int, found), default=-1)):
     step = f'encoder.{steps}.{i}.'
     if step + 'resample.1.weight' in tensors:
       temporal.append(step + 'time_conv.weight' in tensors)
