@@ -6,19 +6,19 @@
     blocks.ffn_in.kernel/             one zarr3 array a leaf; stacked leaves have one file a layer
     blocks.self_q.kernel.int8/, blocks.self_q.kernel.scale/             a quantised kernel
 
-A process reads the slices that its devices hold, no more: layers' files are made of inner chunks.
+Orbax restores such a folder as well. Here TensorStore reads it, so that a process reads the slices its devices hold,
+each once, one leaf after the other: a layer's file is made of inner chunks.
 """
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore
 from flax import traverse_util
 
@@ -148,10 +148,9 @@ def tree(leaves: dict[str, Any]) -> dict:
 
 
 def restore(folder: str | os.PathLike, abstract: dict) -> dict:
-  """The tree of one part, in the shape of ``abstract``.
+  """The tree of one part, in the shape of ``abstract``, each process reading what its devices hold.
 
-  All processes of the mesh must call this. Beyond the result, a process holds the slices in flight: a gigabyte and
-  the largest leaf at most, as stored.
+  Leaf by leaf: beyond the result, host memory holds the process's share of one leaf.
 
   Args:
     abstract: tree of ``jax.ShapeDtypeStruct``, ``Int8Weight`` included. Weights are cast to its dtypes and lie where
@@ -165,21 +164,29 @@ def restore(folder: str | os.PathLike, abstract: dict) -> dict:
   paths, treedef = jax.tree.flatten_with_path(abstract)
   wanted = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
   _compare(folder, manifest['leaves'], wanted)
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  placed = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding or here) for k, v in wanted.items()}
-  largest = max(int(np.prod(v['shape'])) * np.dtype(v['dtype']).itemsize for v in manifest['leaves'].values())
-  handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=1 + largest // 10**9)  # must admit the largest leaf
-  target = ocp.args.StandardRestore(traverse_util.unflatten_dict(placed, sep='/'))
+  stores = [open_leaf(folder, name) for name in wanted]
   try:
-    with ocp.Checkpointer(handler) as checkpointer:
-      restored = checkpointer.restore(pathlib.Path(folder).resolve(), args=target)
-  except Exception as error:
-    cause = error.__cause__ or error  # Orbax puts what TensorStore says into a bare Exception
-    if not isinstance(cause, (ValueError, KeyError, OSError)):
-      raise
-    raise CheckpointError(f'the weights at {str(folder)!r} are damaged ({cause!r}); {_AGAIN}') from error
-  flat = traverse_util.flatten_dict(restored, sep='/')
-  return jax.tree.unflatten(treedef, [flat[name] for name in wanted])
+    return jax.tree.unflatten(treedef, map(_read, stores, wanted.values()))
+  except (ValueError, OSError) as error:  # TensorStore's
+    raise CheckpointError(f'the weights at {str(folder)!r} are damaged ({error}); {_AGAIN}') from error
+
+
+def _read(store: tensorstore.TensorStore, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  """One leaf. What the devices of this process hold is read at once if it is a box: then no chunk is read twice."""
+  sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  span = lambda index: tuple(s.indices(n)[:2] for s, n in zip(index, leaf.shape, strict=True))
+  volume = lambda span: math.prod(stop - start for start, stop in span)
+  read = lambda span: store[tuple(slice(*ends) for ends in span)].read().result().astype(leaf.dtype, copy=False)
+
+  spans = {span(index) for index in sharding.addressable_devices_indices_map(leaf.shape).values()}
+  hull = tuple((min(a for a, _ in ends), max(b for _, b in ends)) for ends in zip(*spans, strict=True))
+  if volume(hull) == sum(map(volume, spans)):
+    box = read(hull)
+    within = lambda span: tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(span, hull, strict=True))
+    slices = {span: box[within(span)] for span in spans}
+  else:
+    slices = {span: read(span) for span in spans}
+  return jax.make_array_from_callback(leaf.shape, sharding, lambda index: slices[span(index)])
 
 
 def load(folder: str | os.PathLike) -> dict:

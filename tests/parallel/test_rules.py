@@ -1,0 +1,73 @@
+"""Logical axes to mesh axes: what is split, and what stays whole."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from one4d_jax.errors import ConfigError
+from one4d_jax.model.one4d import One4D
+from one4d_jax.nn import quantize
+from one4d_jax.parallel import rules
+from one4d_jax.wan.clip import CLIPEncoder
+from one4d_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
+from one4d_jax.wan.umt5 import UMT5Encoder
+from one4d_jax.wan.vae import WanVAE
+
+KEY = jax.random.key(0)
+
+
+def boxed(names, shape):
+  return nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'names', 'shape', 'expected'),
+  [
+    ({'fsdp': 4, 'tensor': 2}, ('layers', 'embed', 'ffn'), (40, 5120, 13824), (None, 'fsdp', 'tensor')),
+    ({'fsdp': 8}, ('layers', 'embed', 'heads'), (40, 5120, 5120), (None, 'fsdp', None)),
+    ({'data': 2, 'sequence': 4}, ('embed', 'heads'), (64, 64), (None, None)),
+    ({'modality': 2, 'fsdp': 4}, ('layers', 'modality', 'embed', None), (3, 2, 8, 4), (None, 'modality', 'fsdp', None)),
+    ({'fsdp': 8}, ('embed', 'heads'), (36, 64), (None, None)),  # 36 rows do not divide by 8
+    ({'fsdp': 2, 'tensor': 4}, ('heads', 'ffn'), (8, 8), ('tensor', None)),  # both want tensor
+    ({'fsdp': 8}, (None, 'embed'), (144, 64), (None, 'fsdp')),
+  ],
+)
+def test_axes_find_their_place(mesh, names, shape, expected):
+  mesh = jax.make_mesh(tuple(mesh.values()), tuple(mesh))
+  sharding = rules.shardings({'w': boxed(names, shape)}, mesh)['w']
+  assert sharding.spec == P(*expected) and sharding.mesh == mesh
+
+
+def test_a_name_without_a_rule_is_an_error_not_a_copy():
+  mesh = jax.make_mesh((8,), ('fsdp',))
+  with pytest.raises(ConfigError, match=r"no rule for the logical axis 'widht'.*embed"):
+    rules.shardings({'w': boxed(('widht',), (8,))}, mesh)
+
+
+def test_other_rules_can_be_given():
+  mesh = jax.make_mesh((8,), ('fsdp',))
+  assert rules.shardings({'w': boxed(('a', 'b'), (8, 8))}, mesh, {'a': None, 'b': 'fsdp'})['w'].spec == P(None, 'fsdp')
+
+
+def test_every_parameter_of_every_network_has_its_place():
+  """The names in use all have rules, and of the 14B base each of 8 devices holds an eighth."""
+  mesh = jax.make_mesh((4, 2), ('fsdp', 'tensor'))
+  model = One4D(DiTConfig())
+  base = jax.eval_shape(model.init_base, KEY)
+  for init in (WanVAE(VAEConfig()).init, UMT5Encoder(UMT5Config()).init, CLIPEncoder(CLIPConfig()).init):
+    rules.shardings(jax.eval_shape(init, KEY), mesh)
+  rules.shardings(jax.eval_shape(model.init_adapters, KEY, nn.unbox(base)), mesh)
+  leaves = zip(jax.tree.leaves(nn.unbox(base)), jax.tree.leaves(rules.shardings(base, mesh)), strict=True)
+  held, whole = zip(*[(math.prod(place.shard_shape(leaf.shape)), leaf.size) for leaf, place in leaves], strict=True)
+  assert sum(whole) / 8 <= sum(held) < 1.02 * sum(whole) / 8
+
+
+def test_an_int8_base_is_split_like_its_kernels():
+  mesh = jax.make_mesh((4, 2), ('fsdp', 'tensor'))
+  base = jax.eval_shape(lambda key: quantize.blocks(One4D(DiTConfig()).init_base(key)), KEY)
+  weight = rules.shardings(base, mesh)['blocks']['ffn_out']['kernel']
+  assert weight.int8.spec == P(None, 'tensor', 'fsdp') and weight.scale.spec == P(None, 'fsdp')
