@@ -64,6 +64,7 @@ def require_inputs(config) -> None:
 
 def train(config, workdir: pathlib.Path) -> None:
   import jax
+  import jax.numpy as jnp
   import numpy as np
   from tqdm import tqdm
 
@@ -87,6 +88,9 @@ def train(config, workdir: pathlib.Path) -> None:
     kept = dataclasses.replace(configs.sizes(config), vae=loaded.config.vae)
     if settings.stage == 'one4d':
       kept = dataclasses.replace(kept, dit=loaded.config.dit, text=loaded.config.text, image=loaded.config.image)
+    if 'adapters' in loaded.params and loaded.config.adapters != kept.adapters:
+      say(f'{config.model.weights} has other adapters than config.model.adapters: starting from fresh ones')
+      loaded = loaded.without('adapters')
     before = dataclasses.replace(loaded, config=kept)
   say(
     f'{settings.stage}: {workdir}, weights {before.hash or "none"}, '
@@ -99,7 +103,8 @@ def train(config, workdir: pathlib.Path) -> None:
     learning_rate=settings.learning_rate, warmup=settings.warmup, steps=settings.steps, kind=settings.schedule
   )
   optimizer = optimizers.make(**rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm)
-  params = jax.jit(stage.init)(jax.random.key(settings.seed))
+  params = stage.given or jax.jit(stage.init)(jax.random.key(settings.seed))
+  params = jax.tree.map(jnp.asarray, params)
   state = init_state(params, optimizer, seed=settings.seed, ema=settings.ema)
   step_fn = make_step(stage.loss, optimizer, accumulation=settings.accumulation, ema=settings.ema)
   frozen = jax.device_put(stage.frozen)

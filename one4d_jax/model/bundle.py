@@ -122,12 +122,17 @@ class Bundle:
     name = text.tokenizer if self.tokenizer_folder is None else self.tokenizer_folder
     return tokenizer.load(name, self.config.dit.text_len, clean=text.clean)
 
+  def without(self, *parts: str) -> 'Bundle':
+    """The bundle as if ``parts`` were not in it."""
+    kept = lambda known: {part: value for part, value in known.items() if part not in parts}
+    return dataclasses.replace(
+      self, params=kept(self.params), hashes=kept(self.hashes), folders=kept(self.folders)
+    )  # fmt: skip
+
   def replace(self, params: dict[str, dict], **changes) -> 'Bundle':
     """With new parameters for some parts; what was known of the old ones is forgotten. Other fields by name."""
-    kept = lambda known: {part: value for part, value in known.items() if part not in params}
-    return dataclasses.replace(
-      self, params=self.params | params, hashes=kept(self.hashes), folders=kept(self.folders), **changes
-    )
+    rest = self.without(*params)
+    return dataclasses.replace(rest, params=rest.params | params, **changes)
 
   def untrained(self) -> 'Bundle':
     """The same base with fresh adapters: both branches are the frozen RGB model."""

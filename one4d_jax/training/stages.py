@@ -51,6 +51,11 @@ class Stage:
     """Parameters that the loss needs and no gradient reaches."""
     return {}
 
+  @property
+  def given(self) -> dict | None:
+    """Trainable parameters that the bundle brings along, to go on with."""
+    return None
+
   def init(self, key: jax.Array) -> dict:
     """Fresh trainable parameters, unboxed."""
     raise NotImplementedError
@@ -100,9 +105,11 @@ class VAEStage(Stage):
     raw = {'latent_mean': (0.0,) * channels, 'latent_std': (1.0,) * channels}
     return WanVAE(dataclasses.replace(self.bundle.config.vae, **raw))
 
+  @property
+  def given(self):
+    return self.bundle.params.get('vae')
+
   def init(self, key):
-    if 'vae' in self.bundle.params:
-      return self.bundle.params['vae']
     params = nn.unbox(self.vae.init(key))
     moments = params['encoder']['to_moments']  # a posterior much narrower than its mean: noise does not drown colours
     moments['bias'] = moments['bias'].at[self.bundle.config.vae.latent_channels :].set(-5.0)
@@ -242,6 +249,10 @@ class One4DStage(FlowStage):
   @property
   def frozen(self):
     return {name: self.bundle.params[name] for name in BaseStage.PARTS}
+
+  @property
+  def given(self):
+    return self.bundle.params.get('adapters')
 
   def init(self, key):
     return nn.unbox(self.bundle.model.init_adapters(key, self.bundle.params['base']))
