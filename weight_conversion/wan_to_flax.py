@@ -22,6 +22,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing here needs an accelerat
 from one4d_jax import cli
 
 PARTS = {'dit': 'base', 'vae': 'vae', 'umt5': 'text', 'clip': 'image'}  # option -> part of the bundle
+FIELDS = {'base': 'dit', 'vae': 'vae', 'text': 'text', 'image': 'image'}  # of bundle.Sizes
 DTYPES = {'base': 'bfloat16', 'text': 'bfloat16', 'vae': 'float32', 'image': 'float32'}  # what --dtype replaces
 
 
@@ -119,6 +120,7 @@ def convert_release(
   sources = find_all(src, parts)
   everything = [plan_part(source, dtype=dtype, int8=int8, raw_prompts=raw_prompts) for source in sources]
   tokenizer = find_tokenizer(src) if any(source.part == 'text' for source in sources) else None
+  check_widths(dst, {p.about['part']: p.config for p in everything})
   planned = [p for p in everything if not _there_already(p, dst, overwrite, say)]
   need, room = sum(p.bytes for p in planned), _free(dst)
   if need > room:
@@ -135,8 +137,9 @@ def convert_release(
       manifest = writer.write(
         p.source, p.leaves, p.dtypes, dst / part, about=p.about, int8=p.int8, progress=bar.update
       )  # fmt: skip
-    describe(dst, part, p.config, p.about['source'] | {'sha256': manifest['sha256']})
     say(f'{dst / part}: {len(p.source.tensors)} tensors, {p.bytes / 1e9:.2f} GB, sha256 {manifest["sha256"]}')
+  for p in everything:
+    describe(dst, p)
   if tokenizer is not None:
     (dst / 'tokenizer').mkdir(exist_ok=True)
     shutil.copy(tokenizer, dst / 'tokenizer' / 'spiece.model')
@@ -223,16 +226,40 @@ def _there_already(p: Planned, dst: pathlib.Path, overwrite: bool, say) -> bool:
   return True
 
 
-def describe(dst: pathlib.Path, part: str, config, source: dict[str, Any]) -> None:
-  """Enters one part into ``bundle.json``."""
+def check_widths(dst: pathlib.Path, configs: dict[str, Any]) -> None:
+  """Whether the encoders feed the DiT, of the parts to convert and those that are there already.
+
+  Raises:
+    CheckpointError: parts of different models.
+  """
+  from one4d_jax.errors import CheckpointError
   from one4d_jax.model import bundle
 
-  field = {'base': 'dit'}.get(part, part)
+  if (dst / 'bundle.json').is_file():
+    sizes, record = bundle.describe(dst)
+    configs = {part: getattr(sizes, FIELDS[part]) for part in record} | configs
+  if 'base' in configs:
+    cfg = configs['base']
+    for part, due in (('text', cfg.text_width), ('image', cfg.image_width)):
+      if part in configs and configs[part].width != due:
+        raise CheckpointError(
+          f'the DiT takes {part} features of width {due}, the {part} encoder makes {configs[part].width}: '
+          'these parts are not of one model'
+        )
+
+
+def describe(dst: pathlib.Path, p: Planned) -> None:
+  """Enters one part into ``bundle.json``."""
+  from one4d_jax.model import bundle, weights
+
+  part = p.about['part']
+  manifest = weights.read_manifest(dst / part)
   sizes, record = bundle.describe(dst) if (dst / 'bundle.json').is_file() else (bundle.WAN, {})
-  changed = {field: config}
+  changed = {FIELDS[part]: p.config}
   if part == 'base':
-    changed['adapters'] = dataclasses.replace(sizes.adapters, link_layers=bundle.link_layers(config.layers))
-  bundle.write_description(dst, dataclasses.replace(sizes, **changed), record | {part: source})
+    changed['adapters'] = dataclasses.replace(sizes.adapters, link_layers=bundle.link_layers(p.config.layers))
+  made = record | {part: manifest['source'] | {'sha256': manifest['sha256']}}
+  bundle.write_description(dst, dataclasses.replace(sizes, **changed), made)
 
 
 def _free(dst: pathlib.Path) -> int:

@@ -66,7 +66,7 @@ class Stored:
       'chunk_grid': {'name': 'regular', 'configuration': {'chunk_shape': block}},
       'codecs': [{'name': 'sharding_indexed', 'configuration': sharding}],
     }
-    kvstore = {'driver': 'file', 'path': str(root / self.folder)}
+    kvstore = {'driver': 'file', 'path': str(root.resolve() / self.folder)}
     spec = {'driver': 'zarr3', 'kvstore': kvstore, 'metadata': metadata, 'store_data_equal_to_fill_value': True}
     return tensorstore.open(spec, open=True, create=True, context=context).result()
 

@@ -120,7 +120,12 @@ class Bundle:
   def tokenizer(self) -> tokenizer.Tokenizer:
     text = self.config.text
     name = text.tokenizer if self.tokenizer_folder is None else self.tokenizer_folder
-    return tokenizer.load(name, self.config.dit.text_len, clean=text.clean)
+    found = tokenizer.load(name, self.config.dit.text_len, clean=text.clean)
+    if found.vocab > text.vocab:
+      raise CheckpointError(
+        f'{name} has {found.vocab} tokens, the text encoder {text.vocab}: they are not of one model'
+      )
+    return found
 
   def without(self, *parts: str) -> 'Bundle':
     """The bundle as if ``parts`` were not in it."""

@@ -24,7 +24,7 @@ def find_parts(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   found = {}
   for part in PARTS:
     places = [folder / f'{part}.safetensors', folder / part]
-    places += [folder / references[part]['path']] if part in references else []
+    places += [(folder / references[part]['path']).resolve()] if part in references else []
     found[part] = next((p for p in places if p.is_file() or (p / MANIFEST).is_file()), None)
   return {part: place for part, place in found.items() if place is not None}
 

@@ -131,7 +131,7 @@ def open_leaf(folder: str | os.PathLike, name: str) -> tensorstore.TensorStore:
   Raises:
     CheckpointError: there is no such array.
   """
-  path = pathlib.Path(folder) / name.replace('/', '.')
+  path = pathlib.Path(folder).resolve() / name.replace('/', '.')  # TensorStore takes no '..'
   spec = {'driver': 'zarr3', 'kvstore': {'driver': 'file', 'path': str(path)}, 'fill_missing_data_reads': False}
   try:
     return tensorstore.open(spec, open=True, read=True).result()

@@ -1,19 +1,22 @@
 """A tiny release in Wan's native layout, its tensors made by the tables from random trees of ours."""
 
+import functools
+import io
 import json
 import pathlib
 
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
+import sentencepiece
 
 from one4d_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
 from weight_conversion.tables import TABLES
 
 CONFIGS = {
-  'base': DiTConfig(width=32, ffn_width=48, heads=2, layers=4, text_width=24, image_width=20, freq_width=16),
+  'base': DiTConfig(width=32, ffn_width=48, heads=2, layers=4, text_width=32, image_width=80, freq_width=16),
   'vae': VAEConfig(width=4),
-  'text': UMT5Config(vocab=64, width=32, ffn_width=40, heads=4, layers=2),
+  'text': UMT5Config(vocab=256, width=32, ffn_width=40, heads=4, layers=2),
   'image': CLIPConfig(image_size=32, patch=16, width=80, layers=3, heads=1, mlp_width=96),
 }
 FILES = {
@@ -57,8 +60,21 @@ def write(folder: pathlib.Path, parts: tuple[str, ...] = tuple(FILES), *, shards
     (folder / 'config.json').write_text(json.dumps({'model_type': 'i2v', 'dim': cfg.width, 'num_heads': cfg.heads}))
   if 'text' in parts:
     (folder / 'google/umt5-xxl').mkdir(parents=True, exist_ok=True)
-    (folder / 'google/umt5-xxl/spiece.model').write_bytes(b'pieces')
+    (folder / 'google/umt5-xxl/spiece.model').write_bytes(pieces())
   return folder
+
+
+@functools.cache
+def pieces() -> bytes:
+  """A SentencePiece model of fewer pieces than the text encoder knows."""
+  model = io.BytesIO()
+  words = 'the camera moves around a red ball on grey stone while it rains over green hills'.split()
+  lines = [' '.join(words[i:] + words[:i]) for i in range(len(words))]
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(lines), model_writer=model, vocab_size=CONFIGS['text'].vocab, hard_vocab_limit=False,
+    pad_id=0, eos_id=1, unk_id=3, bos_id=2, num_threads=1, minloglevel=2,
+  )  # fmt: skip
+  return model.getvalue()
 
 
 def write_shards(folder: pathlib.Path, found: dict[str, np.ndarray], shards: int) -> None:

@@ -67,7 +67,8 @@ def test_a_whole_release(tmp_path):
   assert bundle.params['base']['blocks']['ffn_in']['kernel'].dtype == jnp.bfloat16
   assert bundle.params['base']['blocks']['modulation'].dtype == jnp.float32
   assert bundle.params['vae']['encoder']['conv_in']['kernel'].dtype == jnp.float32
-  assert (tmp_path / 'dst/tokenizer/spiece.model').read_bytes() == b'pieces'
+  assert (tmp_path / 'dst/tokenizer/spiece.model').read_bytes() == release.pieces()
+  assert bundle.tokenizer(['a red ball'])[1].sum() > 3
   assert list(bundle.record) == list(ALL)
 
 
@@ -147,7 +148,7 @@ def test_large_leaves_are_cut_along_their_rows(tmp_path, monkeypatch):
   src = release.write(tmp_path / 'src', ('text',))
   convert_release(src, tmp_path / 'dst', ('text',), verify=True)
   same_trees(weights.load(tmp_path / 'dst/text'), in_memory('text'))
-  assert len(list((tmp_path / 'dst/text/embedding/c').iterdir())) == 4
+  assert len(list((tmp_path / 'dst/text/embedding/c').iterdir())) == 16
 
 
 # -- Interruption and repetition
@@ -203,6 +204,7 @@ def test_another_source_starts_over(src, tmp_path):
 def test_what_is_there_is_kept_or_refused(src, tmp_path, capsys):
   convert_release(src, tmp_path / 'dst', ('base',))
   before = contents(tmp_path / 'dst')
+  (tmp_path / 'dst/bundle.json').unlink()  # as if killed just before its writing
   convert_release(src, tmp_path / 'dst', ('base',), quiet=False)
   assert 'already there' in capsys.readouterr().out and contents(tmp_path / 'dst') == before
   with pytest.raises(CheckpointError, match=r'another conversion.*--overwrite'):
@@ -346,6 +348,16 @@ def test_parts_that_are_missing(src, tmp_path):
   assert 'lacks vae (Wan2.1_VAE' in message and 'umt5 (' in message and 'clip (' in message and '--part' in message
   assert 'dit' not in message.split('lacks')[1]
   assert 'does not exist' in refused(tmp_path / 'nowhere', tmp_path / 'dst')
+
+
+@needs_torch
+def test_parts_of_different_models(src, tmp_path, monkeypatch):
+  convert_release(src, tmp_path / 'dst', ('base',))
+  monkeypatch.setitem(release.CONFIGS, 'text', dataclasses.replace(release.CONFIGS['text'], width=16))
+  other = release.write(tmp_path / 'other', ('text',))
+  with pytest.raises(CheckpointError, match=r'takes text features of width 32, the text encoder makes 16'):
+    convert_release(other, tmp_path / 'dst', ('text',))
+  assert not (tmp_path / 'dst/text').exists()
 
 
 @needs_torch
