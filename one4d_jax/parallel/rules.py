@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from one4d_jax.errors import ConfigError
 
@@ -48,8 +48,13 @@ def shardings(boxed: dict, mesh: Mesh, rules: Mapping[str, str | None] = RULES) 
   """The ``NamedSharding`` of every leaf of a tree boxed with logical axes, arrays or shapes alone.
 
   Raises:
-    ConfigError: a name without a rule.
+    ConfigError: a name without a rule, or a mesh whose axes are not ``Auto``: placing activations is the compiler's.
   """
+  if any(kind != AxisType.Auto for kind in mesh.axis_types):
+    names = ', '.join(map(repr, mesh.axis_names))
+    raise ConfigError(
+      f'the axes of the mesh must be Auto, got {mesh.axis_types}; make it by jax.sharding.Mesh(devices, ({names},))'
+    )
 
   def one(box: nn.LogicallyPartitioned) -> NamedSharding:
     return NamedSharding(mesh, spec(box.names, box.value.shape, mesh, rules))

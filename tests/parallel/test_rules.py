@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from one4d_jax.errors import ConfigError
@@ -18,6 +19,10 @@ from one4d_jax.wan.umt5 import UMT5Encoder
 from one4d_jax.wan.vae import WanVAE
 
 KEY = jax.random.key(0)
+
+
+def mesh_of(**axes):
+  return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
 def boxed(names, shape):
@@ -37,25 +42,30 @@ def boxed(names, shape):
   ],
 )
 def test_axes_find_their_place(mesh, names, shape, expected):
-  mesh = jax.make_mesh(tuple(mesh.values()), tuple(mesh))
+  mesh = mesh_of(**mesh)
   sharding = rules.shardings({'w': boxed(names, shape)}, mesh)['w']
   assert sharding.spec == P(*expected) and sharding.mesh == mesh
 
 
 def test_a_name_without_a_rule_is_an_error_not_a_copy():
-  mesh = jax.make_mesh((8,), ('fsdp',))
+  mesh = mesh_of(fsdp=8)
   with pytest.raises(ConfigError, match=r"no rule for the logical axis 'widht'.*embed"):
     rules.shardings({'w': boxed(('widht',), (8,))}, mesh)
 
 
+def test_explicit_axes_are_refused_with_the_way_out():
+  with pytest.raises(ConfigError, match=r"must be Auto.*jax\.sharding\.Mesh\(devices, \('fsdp',\)\)"):
+    rules.shardings({'w': boxed(('embed',), (8,))}, jax.make_mesh((8,), ('fsdp',)))
+
+
 def test_other_rules_can_be_given():
-  mesh = jax.make_mesh((8,), ('fsdp',))
+  mesh = mesh_of(fsdp=8)
   assert rules.shardings({'w': boxed(('a', 'b'), (8, 8))}, mesh, {'a': None, 'b': 'fsdp'})['w'].spec == P(None, 'fsdp')
 
 
 def test_every_parameter_of_every_network_has_its_place():
   """The names in use all have rules, and of the 14B base each of 8 devices holds an eighth."""
-  mesh = jax.make_mesh((4, 2), ('fsdp', 'tensor'))
+  mesh = mesh_of(fsdp=4, tensor=2)
   model = One4D(DiTConfig())
   base = jax.eval_shape(model.init_base, KEY)
   for init in (WanVAE(VAEConfig()).init, UMT5Encoder(UMT5Config()).init, CLIPEncoder(CLIPConfig()).init):
@@ -67,7 +77,7 @@ def test_every_parameter_of_every_network_has_its_place():
 
 
 def test_an_int8_base_is_split_like_its_kernels():
-  mesh = jax.make_mesh((4, 2), ('fsdp', 'tensor'))
+  mesh = mesh_of(fsdp=4, tensor=2)
   base = jax.eval_shape(lambda key: quantize.blocks(One4D(DiTConfig()).init_base(key)), KEY)
   weight = rules.shardings(base, mesh)['blocks']['ffn_out']['kernel']
   assert weight.int8.spec == P(None, 'tensor', 'fsdp') and weight.scale.spec == P(None, 'fsdp')
