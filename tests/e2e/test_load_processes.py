@@ -50,7 +50,8 @@ def worker(address: str, index: int, folder: str) -> None:
 
   read, right = load(devices)
   _, right_anyhow = load(np.stack([devices[:4], devices[4:]], axis=1).reshape(-1))  # the halves interleave
-  print(json.dumps({'devices': len(devices), 'read': read, 'right': [right, right_anyhow]}), flush=True)
+  report = {'devices': len(devices), 'read': read, 'right': [right, right_anyhow]}
+  (pathlib.Path(folder) / f'{index}.json').write_text(json.dumps(report))
   jax.distributed.shutdown()
 
 
@@ -77,19 +78,15 @@ def test_each_of_two_processes_reads_its_half(tmp_path):
     'PYTHONPATH': str(ROOT),
   }
   command = [sys.executable, '-m', 'tests.e2e.test_load_processes', f'127.0.0.1:{free_port()}']
-  started = [
-    subprocess.Popen([*command, str(i), str(tmp_path)], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE)
-    for i in range(PROCESSES)
-  ]
+  started = [subprocess.Popen([*command, str(i), str(tmp_path)], cwd=ROOT, env=env) for i in range(PROCESSES)]
   try:
-    outputs = [process.communicate(timeout=SECONDS)[0] for process in started]
+    assert [process.wait(timeout=SECONDS) for process in started] == [0] * PROCESSES
   finally:
     for process in started:
       process.kill()
       process.wait()
-  assert [process.returncode for process in started] == [0] * PROCESSES
-  for output in outputs:
-    report = json.loads(output.splitlines()[-1])
+  for i in range(PROCESSES):
+    report = json.loads((tmp_path / f'{i}.json').read_text())
     assert report['devices'] == 8 and report['right'] == [True, True]
     assert 0.45 * stored < report['read'] < 0.55 * stored
 
