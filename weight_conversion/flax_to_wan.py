@@ -231,8 +231,10 @@ def merged(base: Mapping, adapters: Mapping, cfg, modality: int) -> dict:
 
   def folded(kernel: Array, a: Array, b: Array) -> Array:
     def fetch(layer):
-      change = a[layer][modality].astype(np.float32) @ b[layer][modality].astype(np.float32)
-      return kernel[layer].astype(np.float32) + scale * change
+      weight = a[layer][modality].astype(np.float32) @ b[layer][modality].astype(np.float32)
+      weight *= scale  # in place: at 14B each of these is 0.3 GB
+      weight += kernel[layer]
+      return weight
 
     dtypes = {layer: kernel.written(layer) for layer in range(kernel.shape[0])}
     return Array(kernel.shape, np.dtype('float32'), fetch, dtypes)

@@ -87,7 +87,7 @@ def test_a_streamed_file_is_read_by_the_library(tmp_path):
   rng = np.random.default_rng(0)
   arrays = {
     'half': rng.standard_normal(3).astype(np.float16),
-    'brain': rng.standard_normal((5, 3)).astype(ml_dtypes.bfloat16).T,  # not contiguous
+    'brain': rng.standard_normal((5, 4)).astype(ml_dtypes.bfloat16).T,  # not contiguous
     'scalar': np.array(1.5, np.float32),
     'single': rng.standard_normal((2, 3, 4)).astype(np.float32),
     'empty': np.zeros((0, 4), np.float32),
@@ -190,6 +190,17 @@ def test_the_embedded_model_goes_out_and_in_again(tmp_path):
   for path in out.rglob('*.safetensors'):
     same(path, twice / path.relative_to(out))
   assert (twice / 'tokenizer/spiece.model').read_bytes() == b'pieces'
+
+
+@pytest.mark.parametrize(('stored', 'released', 'written'), [
+  ('float32', 'bfloat16', 'bfloat16'),  # a norm: kept wider
+  ('bfloat16', 'float32', 'bfloat16'),  # rounded by --dtype
+  ('float16', 'bfloat16', 'float16'),  # rounded without getting narrower
+  ('float16', None, 'float16'),  # trained here
+])  # fmt: skip
+def test_the_narrower_dtype_is_written(stored, released, written):
+  origin = {} if released is None else {3: released}
+  assert leaves.Array((4, 2), np.dtype(stored), None, origin).written(3) == written
 
 
 def test_a_table_of_another_network_is_refused():
