@@ -46,7 +46,7 @@ def require_inputs(config) -> None:
     if not config.model.weights:
       raise CheckpointError(
         'no base weights: set --config.model.weights=DIR to a converted Wan2.1-Fun-V1.1-14B-InP '
-        f'(weight_conversion/); to train without weights or data, see {tiny} and the two stages before it'
+        f'(python weight_conversion/wan_to_flax.py); to train without weights or data, see {tiny} and the two stages before it'
       )
     try:
       bundle.locate(config.model.weights)

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from one4d_jax.errors import CheckpointError
 from one4d_jax.model import weights
@@ -118,7 +117,4 @@ def subtree(folder: pathlib.Path, manifest: Mapping[str, Any], prefix: str, laye
   names = [name for name in manifest['leaves'] if name.startswith(prefix)]
   index = () if layer is None else layer
   arrays = {n.removeprefix(prefix): weights.open_leaf(folder, n)[index].read().result() for n in names}
-  for name in [name for name in arrays if name.endswith('/int8')]:
-    kernel = name.removesuffix('/int8')
-    arrays[kernel] = Int8Weight(arrays.pop(name), arrays.pop(f'{kernel}/scale'))
-  return traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, arrays), sep='/')
+  return weights.tree(jax.tree.map(jnp.asarray, arrays))

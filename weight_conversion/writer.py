@@ -34,7 +34,7 @@ from weight_conversion.rules import KEEP, Leaf
 
 WORKERS = 2
 BLOCK_BYTES = 256 << 20  # of one file; unstacked leaves above it are cut along their rows
-INNER = 640  # longest side of an inner chunk: an eighth of Wan's width
+INNER = 320  # longest side of an inner chunk: a sixteenth of Wan's width
 JOURNAL = 'progress.jsonl'
 
 

@@ -221,7 +221,7 @@ def load(folder: str | os.PathLike | None = None, parts: Sequence[str] = PARTS) 
     params, hashes, folders = {}, {}, {}
     for part, place in find_parts(path).items():
       if place.is_dir():
-        hashes[part] = _short(weights.check(place)['sha256'])
+        hashes[part] = weights.identity(weights.check(place))
         if part in parts:
           params[part] = weights.load(place)
       else:
