@@ -273,6 +273,8 @@ def test_lora_goes_out_and_comes_back_into_a_bundle(names, file, bundle, tmp_pat
   made = import_lora.import_lora(out / f'lora-rgb-{names}/{file}.safetensors', tmp_path / 'other', tmp_path / 'made')
   again = bundles.load(made)
   assert again.config == bundles.load(bundle).config
+  assert not (made / 'base.safetensors').exists()  # it is referred to
+  np.testing.assert_array_equal(again.params['base']['head']['out']['kernel'], base()['head']['out']['kernel'])
   assert again.record['rgb_lora']['modules'] == 24 and again.record['made'] == 'here'
   for path, pair in adapters()['lora'].items():
     for half, value in pair.items():
