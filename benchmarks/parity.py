@@ -1,0 +1,80 @@
+"""How far are our networks from diffusers and transformers? On random weights, read through the converter.
+
+  python benchmarks/parity.py
+
+needs torch, diffusers and transformers. Prints the table, writes ``benchmarks/results/parity.json`` and replaces the
+table in ``docs/conversion.md``.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+import re
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # run as a file
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+from one4d_jax import cli
+from one4d_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGES = ('jax', 'torch', 'diffusers', 'transformers')
+BLOCK = re.compile(r'(?<=<!-- parity:begin -->\n).*?(?=<!-- parity:end -->)', re.DOTALL)
+
+
+def parser() -> argparse.ArgumentParser:
+  p = argparse.ArgumentParser(prog='python benchmarks/parity.py', description=__doc__.split('\n')[0])
+  p.add_argument('--out', metavar='FILE', default=str(ROOT / 'benchmarks/results/parity.json'))
+  p.add_argument('--page', metavar='FILE', default=str(ROOT / 'docs/conversion.md'))
+  return p
+
+
+def main(args: argparse.Namespace) -> None:
+  try:
+    from tests.parity import cases, models
+  except ModuleNotFoundError as error:
+    raise UserError(f"parity is against other packages: pip install '.[dev]' ({error})") from error
+
+  rows = []
+  with tempfile.TemporaryDirectory() as folder, models.settings():
+    made = models.Models(pathlib.Path(folder))
+    for case in cases.CASES.values():
+      for result in case(made):
+        rows.append(result._asdict())
+        print(line(rows[-1]), flush=True)
+  versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+  out, page = pathlib.Path(args.out), pathlib.Path(args.page)
+  out.write_text(json.dumps({'versions': versions, 'rows': rows}, indent=1) + '\n')
+  page.write_text(BLOCK.sub(lambda _: table(versions, rows), page.read_text()))
+  print(f'{out} and {page} written')
+
+
+def line(row: dict) -> str:
+  both = [f'{error:.1e}' for error in row['bfloat16'] or ()] or ['', '']
+  cells = [row['component'], row['sizes'], row['files'], *(f'{row[k]:.1e}' for k in ('absolute', 'relative'))]
+  return '| ' + ' | '.join([*cells, f'{row["tolerance"]:.0e}', *both]) + ' |'
+
+
+def table(versions: dict[str, str], rows: list[dict]) -> str:
+  packages = ', '.join(f'{name} {version}' for name, version in versions.items())
+  heads = ['', 'sizes', 'read from', 'max error', 'relative', 'tolerance', 'bfloat16, ours', 'bfloat16, theirs']
+  return '\n'.join(
+    [
+      '| ' + ' | '.join(heads) + ' |',
+      '|' + '---|' * len(heads),
+      *map(line, rows),
+      '',
+      'Max error: largest absolute difference, float32, which the tolerance is for. Relative: divided by the largest '
+      'absolute value of the original. The last two: relative error against the original in float32 when we, and when '
+      f'the original, compute in bfloat16. {packages}, CPU.',
+      '',
+    ]
+  )
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main, parser()))
