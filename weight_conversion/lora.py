@@ -217,7 +217,7 @@ def read(path: str | os.PathLike, *, scale: float | None = None, drop: Iterable[
   if problems:
     listed = list(dict.fromkeys(problems))
     raise CheckpointError(
-      f'{path} does not fit Wan ({len(problems)} tensors): {"; ".join(listed)}. Patterns in drop leave tensors out'
+      f'{path} does not fit Wan ({len(problems)} tensors): {"; ".join(listed)}. --drop leaves out what is not needed'
     )
   if not pairs:
     raise CheckpointError(f'{path} holds no LoRA: no tensor is named lora_A, lora_B, lora_down or lora_up')

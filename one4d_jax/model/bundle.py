@@ -178,9 +178,18 @@ def write_description(
 
 
 def describe(folder: pathlib.Path) -> tuple[Sizes, dict[str, Any]]:
-  """Sizes and record of ``bundle.json``."""
-  description = json.loads((folder / DESCRIPTION).read_text())
-  return from_dict(description['sizes'], Sizes), description['record']
+  """Sizes and record of ``bundle.json``.
+
+  Raises:
+    CheckpointError: it cannot be read.
+  """
+  try:
+    description = json.loads((folder / DESCRIPTION).read_text())
+    return from_dict(description['sizes'], Sizes), description['record']
+  except (json.JSONDecodeError, KeyError) as error:
+    raise CheckpointError(
+      f'weights at {str(folder)!r} cannot be read ({error}); export or convert them again'
+    ) from error
 
 
 def link_layers(layers: int) -> tuple[int, ...]:

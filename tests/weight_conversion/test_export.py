@@ -369,6 +369,12 @@ def test_mistakes_are_one_line(options, message, bundle, tmp_path, capsys):
   assert not dst.exists()
 
 
+def test_a_damaged_bundle_is_one_line(tmp_path, capsys):
+  (tmp_path / 'bundle.json').write_text('{"record": {}}')
+  assert run(flax_to_wan, '--src', str(tmp_path), '--dst', str(tmp_path / 'out'), '--what', 'lora') == 2
+  assert "cannot be read ('sizes')" in capsys.readouterr().err
+
+
 def test_the_destination_is_whole_or_untouched(bundle, tmp_path, monkeypatch):
   dst = tmp_path / 'out'
   flax_to_wan.export(bundle, dst, ['lora'], modalities=['rgb'])
