@@ -14,6 +14,7 @@ import pathlib
 import re
 import sys
 import tempfile
+import textwrap
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # run as a file
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -60,20 +61,14 @@ def line(row: dict) -> str:
 
 
 def table(versions: dict[str, str], rows: list[dict]) -> str:
-  packages = ', '.join(f'{name} {version}' for name, version in versions.items())
   heads = ['', 'sizes', 'read from', 'max error', 'relative', 'tolerance', 'bfloat16, ours', 'bfloat16, theirs']
-  return '\n'.join(
-    [
-      '| ' + ' | '.join(heads) + ' |',
-      '|' + '---|' * len(heads),
-      *map(line, rows),
-      '',
-      'Max error: largest absolute difference, float32, which the tolerance is for. Relative: divided by the largest '
-      'absolute value of the original. The last two: relative error against the original in float32 when we, and when '
-      f'the original, compute in bfloat16. {packages}, CPU.',
-      '',
-    ]
+  note = (
+    'Max error: largest absolute difference in float32, which the tolerance is for. Relative: divided by the largest '
+    'absolute value of the original. The last two: relative error against the original in float32 when we, and when '
+    f'the original, compute in bfloat16. {", ".join(map(" ".join, versions.items()))}, CPU.'
   )
+  rule = '|' + '---|' * len(heads)
+  return '\n'.join(['| ' + ' | '.join(heads) + ' |', rule, *map(line, rows), '', *textwrap.wrap(note, 120), ''])
 
 
 if __name__ == '__main__':
