@@ -45,8 +45,8 @@ def require_inputs(config) -> None:
   if config.train.stage != 'vae':
     if not config.model.weights:
       raise CheckpointError(
-        'no base weights: set --config.model.weights=DIR to a converted Wan2.1-Fun-V1.1-14B-InP '
-        f'(python weight_conversion/wan_to_flax.py); to train without weights or data, see {tiny} and the two stages before it'
+        'no base weights: convert Wan2.1-Fun-V1.1-14B-InP with python weight_conversion/wan_to_flax.py and set '
+        f'--config.model.weights=DIR; to train without weights or data, see {tiny} and the two stages before it'
       )
     try:
       bundle.locate(config.model.weights)

@@ -68,7 +68,7 @@ def write(folder: pathlib.Path, parts: tuple[str, ...] = tuple(FILES), *, shards
 def pieces() -> bytes:
   """A SentencePiece model of fewer pieces than the text encoder knows."""
   model = io.BytesIO()
-  words = 'the camera moves around a red ball on grey stone while it rains over green hills'.split()
+  words = ['the', 'camera', 'moves', 'around', 'a', 'red', 'ball', 'on', 'grey', 'stone', 'over', 'green', 'hills']
   lines = [' '.join(words[i:] + words[:i]) for i in range(len(words))]
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(lines), model_writer=model, vocab_size=CONFIGS['text'].vocab, hard_vocab_limit=False,
