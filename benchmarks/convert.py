@@ -2,14 +2,14 @@
 
   python benchmarks/convert.py --work DIR
 
-makes a file with the names, shapes and dtype of Wan2.1-Fun-V1.1-14B-InP (32.8 GB; random numbers, or with ``--sparse``
-a random first and last layer and holes between), copies it with ``cp``, converts it, and removes everything again. Both
-are timed until the data is on the disk, each with the source out of the page cache. Prints a table and writes
-``benchmarks/results/convert.json``.
+makes a file with the names, shapes and dtype of Wan2.1-Fun-V1.1-14B-InP (32.8 GB of random numbers), copies it with
+``cp``, converts it, and removes everything again. All are timed until the data is on the disk, each with the source out
+of the page cache. Prints a table and writes it to ``benchmarks/results/convert.json`` and ``docs/conversion.md``.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -25,65 +25,39 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # run as a file
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
+from benchmarks.page import publish
 from one4d_jax import cli
 from one4d_jax.errors import UserError
+from one4d_jax.wan.config import DiTConfig
+from weight_conversion.stream import Lazy, write_safetensors
+from weight_conversion.tables import dit
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-NAME = 'diffusion_pytorch_model.safetensors'
-BLOCK = 64 << 20
 
 
 def parser() -> argparse.ArgumentParser:
   p = argparse.ArgumentParser(prog='python benchmarks/convert.py', description=__doc__.split('\n')[0])
-  p.add_argument('--work', metavar='DIR', required=True, help='an empty place with 70 GB of room (40 with --sparse)')
+  p.add_argument('--work', metavar='DIR', required=True, help='an empty place with 66 GB of room')
   p.add_argument('--layers', type=int, default=40, help='fewer for a trial (default: %(default)s)')
-  p.add_argument('--sparse', action='store_true', help='holes instead of numbers in all but two layers of the source')
-  p.add_argument('--out', metavar='FILE', default=str(ROOT / 'benchmarks/results/convert.json'))
   return p
 
 
-def shapes(layers: int) -> dict[str, tuple[int, ...]]:
-  """Native names and shapes of the DiT."""
-  from one4d_jax.wan.config import DiTConfig
-  from weight_conversion.tables import dit
-
+def tensors(layers: int) -> dict[str, Lazy]:
+  """Random bfloat16 tensors with the native names and shapes of the DiT."""
   cfg = dataclasses.replace(DiTConfig(), layers=layers)
-  targets, found = dit.targets(cfg, 'bfloat16'), {}
+  targets, rng, found = dit.targets(cfg, 'bfloat16'), np.random.default_rng(0), {}
+
+  def read(shape: tuple[int, ...]) -> np.ndarray:
+    bits = np.frombuffer(rng.bytes(2 * int(np.prod(shape))), np.uint16) & 0xBFFF  # any number below 2
+    return bits.view(ml_dtypes.bfloat16).reshape(shape)
+
   for rule in dit.rules(cfg, 'native'):
     shape = targets[rule.target].shape
     layer = np.broadcast_to(np.zeros(()), shape[1:] if rule.stacked else shape)
     for l in range(layers if rule.stacked else 1):
-      found |= {n: w.shape for n, w in zip(rule.names(l), rule.transform.backward(layer), strict=True)}
+      for name, value in zip(rule.names(l), rule.transform.backward(layer), strict=True):
+        found[name] = Lazy(value.shape, 'bfloat16', functools.partial(read, value.shape))
   return found
-
-
-def write_source(path: pathlib.Path, layers: int, *, sparse: bool) -> int:
-  """A safetensors file of bfloat16 tensors; returns its size."""
-  header, offset = {}, 0
-  for name, shape in shapes(layers).items():
-    size = 2 * int(np.prod(shape))
-    header[name] = {'dtype': 'BF16', 'shape': shape, 'data_offsets': [offset, offset + size]}
-    offset += size
-  text = json.dumps(header).encode()
-  text += b' ' * (-len(text) % 8)
-  rng = np.random.default_rng(0)
-  noise = (rng.standard_normal(BLOCK // 2, np.float32) * 0.02).astype(ml_dtypes.bfloat16).tobytes()
-  with path.open('wb') as file:
-    file.write(len(text).to_bytes(8, 'little') + text)
-    start = file.tell()
-    file.truncate(start + offset)
-    for name, entry in header.items():
-      layer = int(name.split('.')[1]) if name.startswith('blocks.') else 0
-      if sparse and 0 < layer < layers - 1:
-        continue
-      begin, end = entry['data_offsets']
-      file.seek(start + begin)
-      while begin < end:
-        shift = 2 * int(rng.integers(BLOCK // 4))
-        begin += file.write(noise[shift : shift + end - begin])
-    file.flush()
-    os.fsync(file.fileno())
-  return start + offset
 
 
 def forget(path: pathlib.Path) -> None:
@@ -111,11 +85,11 @@ def main(args: argparse.Namespace) -> None:
   work.mkdir(parents=True, exist_ok=True)
   if any(work.iterdir()):
     raise UserError(f'--work {work} is not empty')
-  source = work / 'source' / NAME
+  source = work / 'source' / 'diffusion_pytorch_model.safetensors'
   source.parent.mkdir()
   try:
-    size = write_source(source, args.layers, sparse=args.sparse)
-    rows = []
+    write_safetensors(source, tensors(args.layers))
+    size, rows = source.stat().st_size, []
 
     def run(name: str, command: list[str], made: pathlib.Path) -> None:
       seconds, memory = timed(command, source)
@@ -135,22 +109,25 @@ def main(args: argparse.Namespace) -> None:
   for row in rows:
     row['of_cp'] = rows[0]['seconds'] / row['seconds']
   result = {
-    'command': ' '.join(['python', 'benchmarks/convert.py', '--work', 'DIR', *(['--sparse'] * args.sparse)]),
-    'source': {'bytes': size, 'tensors': len(shapes(args.layers)), 'sparse': args.sparse, 'layers': args.layers},
+    'command': f'python benchmarks/convert.py --work DIR --layers {args.layers}',
+    'source': {'bytes': size, 'tensors': len(tensors(args.layers)), 'layers': args.layers},
     'machine': {'cores': os.cpu_count(), 'memory_GiB': round(_memory() / 2**30), 'system': platform.system()},
     'rows': rows,
   }
-  pathlib.Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
   print(table(result))
+  if args.layers == DiTConfig.layers:
+    (ROOT / 'benchmarks/results/convert.json').write_text(json.dumps(result, indent=1) + '\n')
+    publish(ROOT / 'docs/conversion.md', 'convert', table(result))
 
 
 def table(result: dict) -> str:
   lines = ['| | seconds | GB/s | speed / cp | peak memory, GiB | written, GB |', '|---|---|---|---|---|---|']
-  lines += [
-    f'| {r["name"]} | {r["seconds"]:.0f} | {r["GB_per_s"]:.2f} | {r["of_cp"]:.2f} | {r["peak_GiB"]:.2f} '
-    f'| {r["written_GB"]:.1f} |'
-    for r in result['rows']
-  ]
+  for row in result['rows']:
+    peak = '' if row['name'] == 'cp' else f'{row["peak_GiB"]:.2f}'
+    lines.append(
+      f'| {row["name"]} | {row["seconds"]:.0f} | {row["GB_per_s"]:.2f} | {row["of_cp"]:.2f} | {peak} '
+      f'| {row["written_GB"]:.1f} |'
+    )
   return '\n'.join(lines)
 
 
