@@ -91,6 +91,10 @@ class Planned:
   int8: bool
   bytes: int
 
+  @property
+  def part(self) -> str:
+    return self.source.part
+
 
 def convert_release(
   src: str | os.PathLike,
@@ -120,24 +124,23 @@ def convert_release(
   sources = find_all(src, parts)
   everything = [plan_part(source, dtype=dtype, int8=int8, raw_prompts=raw_prompts) for source in sources]
   tokenizer = find_tokenizer(src) if any(source.part == 'text' for source in sources) else None
-  check_widths(dst, {p.about['part']: p.config for p in everything})
+  check_widths(dst, {p.part: p.config for p in everything})
   planned = [p for p in everything if not _there_already(p, dst, overwrite, say)]
-  need, room = sum(p.bytes for p in planned), _free(dst)
+  need, room = sum(p.bytes - _written(dst, p.part) for p in planned), _free(dst)
   if need > room:
     raise OSError(28, f'needs {need / 1e9:.1f} GB, {room / 1e9:.1f} GB are free', str(dst))
 
   for p in planned:
-    with _bar(p.source.bytes_to_check, f'check {p.about["part"]}', quiet) as bar:
+    with _bar(p.source.bytes_to_check, f'check {p.part}', quiet) as bar:
       for name, value in p.source.check(bar.update).items():
         p.about['source']['files'][name]['sha256'] = value
   dst.mkdir(parents=True, exist_ok=True)
   for p in planned:
-    part = p.about['part']
-    with _bar(p.bytes, part, quiet) as bar:
+    with _bar(p.bytes, p.part, quiet) as bar:
       manifest = writer.write(
-        p.source, p.leaves, p.dtypes, dst / part, about=p.about, int8=p.int8, progress=bar.update
+        p.source, p.leaves, p.dtypes, dst / p.part, about=p.about, int8=p.int8, progress=bar.update
       )  # fmt: skip
-    say(f'{dst / part}: {len(p.source.tensors)} tensors, {p.bytes / 1e9:.2f} GB, sha256 {manifest["sha256"]}')
+    say(f'{dst / p.part}: {len(p.source.tensors)} tensors, {p.bytes / 1e9:.2f} GB, sha256 {manifest["sha256"]}')
   for p in everything:
     describe(dst, p)
   if tokenizer is not None:
@@ -145,8 +148,9 @@ def convert_release(
     shutil.copy(tokenizer, dst / 'tokenizer' / 'spiece.model')
   if verify:
     for p in everything:
-      with _bar(p.bytes, f'verify {p.about["part"]}', quiet) as bar:
-        say(verification.verify(p.source, p.leaves, p.dtypes, dst / p.about['part'], p.config, progress=bar.update))
+      with _bar(p.bytes, f'verify {p.part}', quiet) as bar:
+        found = verification.verify(p.source, p.leaves, p.dtypes, dst / p.part, p.config, progress=bar.update)
+      say(found)
   return dst
 
 
@@ -214,7 +218,7 @@ def _there_already(p: Planned, dst: pathlib.Path, overwrite: bool, say) -> bool:
   from one4d_jax.errors import CheckpointError
   from one4d_jax.model import weights
 
-  folder = dst / p.about['part']
+  folder = dst / p.part
   if not folder.exists() or overwrite:
     return False
   manifest = weights.read_manifest(folder)
@@ -252,7 +256,7 @@ def describe(dst: pathlib.Path, p: Planned) -> None:
   """Enters one part into ``bundle.json``."""
   from one4d_jax.model import bundle, weights
 
-  part = p.about['part']
+  part = p.part
   manifest = weights.read_manifest(dst / part)
   sizes, record = bundle.describe(dst) if (dst / 'bundle.json').is_file() else (bundle.WAN, {})
   changed = {FIELDS[part]: p.config}
@@ -260,6 +264,11 @@ def describe(dst: pathlib.Path, p: Planned) -> None:
     changed['adapters'] = dataclasses.replace(sizes.adapters, link_layers=bundle.link_layers(p.config.layers))
   made = record | {part: manifest['source'] | {'sha256': manifest['sha256']}}
   bundle.write_description(dst, dataclasses.replace(sizes, **changed), made)
+
+
+def _written(dst: pathlib.Path, part: str) -> int:
+  """Bytes that an interrupted run left and this one may find use for."""
+  return sum(file.stat().st_size for file in (dst / f'{part}.partial').rglob('*') if file.is_file())
 
 
 def _free(dst: pathlib.Path) -> int:
@@ -270,7 +279,7 @@ def _free(dst: pathlib.Path) -> int:
 def _bar(total: int, name: str, quiet: bool):
   from tqdm import tqdm
 
-  return tqdm(total=total, desc=name, unit='B', unit_scale=True, unit_divisor=1024, disable=quiet)
+  return tqdm(total=total, desc=name, unit='B', unit_scale=True, unit_divisor=1024, disable=quiet or not total)
 
 
 if __name__ == '__main__':

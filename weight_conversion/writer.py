@@ -113,8 +113,9 @@ class Job:
     value = read[0] if self.rows is not None else self.leaf.transform.forward(*read)
     value = value[None] if self.leaf.stacked else value
     if len(self.stores) == 2:
-      quantized = quantize.quantize(value)
-      return [quantized.int8, quantized.scale]
+      # Some output channels at a time: float32 temporaries of a whole matrix cost more than the arithmetic.
+      pieces = [quantize.quantize(piece) for piece in np.array_split(value, -(-value.shape[-1] // 256), axis=-1)]
+      return [np.concatenate([getattr(piece, name) for piece in pieces], axis=-1) for name in ('int8', 'scale')]
     cast = value.astype(dtype, copy=False)
     if dtype == 'float16' and not finite(cast):
       raise CheckpointError(f'{self.sources[0]} exceeds the range of float16; use --dtype bfloat16 or float32')

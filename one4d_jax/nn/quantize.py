@@ -34,7 +34,7 @@ def quantize(kernel: Float[Array, '*l din dout']) -> Int8Weight:
   """Rounds to the nearest; a column of zeros stays zeros. NumPy in, NumPy out."""
   numpy = np if isinstance(kernel, np.ndarray) else jnp
   kernel = kernel.astype(numpy.float32)
-  scale = numpy.abs(kernel).max(axis=-2) / numpy.float32(127)
+  scale = numpy.maximum(kernel.max(axis=-2), -kernel.min(axis=-2)) / numpy.float32(127)
   steps = kernel / numpy.where(scale > 0, scale, numpy.ones_like(scale))[..., None, :]
   return Int8Weight(numpy.round(steps).astype(numpy.int8), scale)
 
