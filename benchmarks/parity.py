@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import re
 import sys
 import tempfile
 import textwrap
@@ -19,12 +18,12 @@ import textwrap
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # run as a file
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
+from benchmarks.page import publish
 from one4d_jax import cli
 from one4d_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ('jax', 'torch', 'diffusers', 'transformers')
-BLOCK = re.compile(r'(?<=<!-- parity:begin -->\n).*?(?=<!-- parity:end -->)', re.DOTALL)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
   out, page = pathlib.Path(args.out), pathlib.Path(args.page)
   out.write_text(json.dumps({'versions': versions, 'rows': rows}, indent=1) + '\n')
-  page.write_text(BLOCK.sub(lambda _: table(versions, rows), page.read_text()))
+  publish(page, 'parity', table(versions, rows))
   print(f'{out} and {page} written')
 
 
