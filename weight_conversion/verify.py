@@ -82,27 +82,26 @@ def forward(folder: pathlib.Path, config: Any, manifest: Mapping[str, Any]) -> f
   read = lambda prefix, layer=None: subtree(folder, manifest, prefix, layer)
   match manifest['part']:
     case 'base':
-      base = {'embed': read('embed/'), 'head': read('head/')}
       frames = random(1, *config.patch, config.in_channels)
       text, image = random(1, 4, config.text_width), random(1, 4, config.image_width)
 
       @jax.jit
-      def embed(base, frames, text, image):
-        x = dit.WanEmbed(config, dit.FLOAT32).apply({'params': base['embed']}, frames, method='tokens')
-        return x, *dit.embed_inputs(config, base, (1, 1, 1), jnp.array([500.0]), text, image, dit.FLOAT32)
+      def embed(params, frames, text, image):
+        x = dit.WanEmbed(config, dit.FLOAT32).apply({'params': params}, frames, method='tokens')
+        return x, *dit.embed_inputs(config, {'embed': params}, (1, 1, 1), jnp.array([500.0]), text, image, dit.FLOAT32)
 
-      x, e, context = embed(base, frames, text, image)
+      x, e, context = embed(read('embed/'), frames, text, image)
       block = jax.jit(lambda x, params: dit.WanBlock(config, dit.FLOAT32).apply({'params': params}, x, context))
       for layer in range(config.layers):
-        x = block(x, read('blocks/', layer))
-      out = jax.jit(dit.WanHead(config, dit.FLOAT32).apply)({'params': base['head']}, x, e)
+        x = jax.block_until_ready(block(x, read('blocks/', layer)))
+      out = jax.jit(dit.WanHead(config, dit.FLOAT32).apply)({'params': read('head/')}, x, e)
     case 'text':
       encoder = UMT5Encoder(config, jnp.float32, jnp.float32)
       x = jnp.asarray(weights.open_leaf(folder, 'embedding')[1:5].read().result(), jnp.float32)[None]
       buckets = jnp.asarray(relative_buckets(4, buckets=config.buckets, max_distance=config.max_distance))
       block = jax.jit(lambda x, params: encoder.block.apply({'params': params}, x, jnp.ones((1, 4), bool), buckets))
       for layer in range(config.layers):
-        x = block(x, read('blocks/', layer))
+        x = jax.block_until_ready(block(x, read('blocks/', layer)))
       out = RMSNorm(config.eps).apply({'params': read('norm/')}, x)
     case 'image':
       out = jax.jit(CLIPEncoder(config, jnp.float32, jnp.float32).encode)(read(''), random(1, 32, 32, 3))
