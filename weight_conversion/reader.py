@@ -42,6 +42,7 @@ TOKENIZERS = ('google/umt5-xxl', 'tokenizer', '')  # folders with spiece.model
 
 # Whole files are wrapped in these by ComfyUI, VideoX-Fun and transformers; inside they are all the same names.
 PREFIXES = ('model.diffusion_model.', 'diffusion_model.', 'model.', 'vision_model.')
+TORCH = ('.pth', '.pt', '.bin')
 MAPPED_BYTES = 512 << 20  # read from one mapping of a torch file
 DTYPES = {
   'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'F8_E4M3': 'float8_e4m3fn',
@@ -72,6 +73,8 @@ class Safetensors:
       shape = (stop - start, *shape[1:])
     with self.path.open('rb') as file:
       value = np.fromfile(file, f'u{dtype.itemsize}', math.prod(shape), offset=offset)
+      if value.size != math.prod(shape):
+        raise CheckpointError(f'{self.path} ends inside {name}: it was changed while it was read; start again')
       if hasattr(os, 'posix_fadvise'):
         os.posix_fadvise(file.fileno(), offset, value.nbytes, os.POSIX_FADV_DONTNEED)
     return value.view(dtype).reshape(shape)
@@ -262,12 +265,14 @@ def expected(part: str) -> str:
 
 
 def _file(path: pathlib.Path) -> Safetensors | Torch:
+  if path.suffix not in ('.safetensors', *TORCH):
+    raise CheckpointError(f'{path} is neither a safetensors nor a torch file; other formats are not read')
   return Safetensors(path) if path.suffix == '.safetensors' else Torch(path)
 
 
 def _resolve(stem: pathlib.Path) -> tuple[Safetensors | Torch, ...]:
   """The file, or all shards, with this stem; empty if there is neither."""
-  for suffix in ('.safetensors', '.pth', '.bin'):
+  for suffix in ('.safetensors', *TORCH):
     path = stem.with_name(stem.name + suffix)
     if path.is_file():
       return (_file(path),)
@@ -315,5 +320,8 @@ def _open(files: tuple[Safetensors | Torch, ...], folder: pathlib.Path) -> Sourc
   except CheckpointError as error:
     raise CheckpointError(f'{files[0].path}: {error}') from error
   config = folder / 'config.json'
-  described = json.loads(config.read_text()) if config.is_file() else {}
+  try:
+    described = json.loads(config.read_text()) if config.is_file() else {}
+  except json.JSONDecodeError as error:
+    raise CheckpointError(f'{config} is not JSON ({error}); download it again') from error
   return Source(part, layout, tensors, described, files, places)

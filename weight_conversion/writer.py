@@ -190,7 +190,10 @@ def write(
       if not all(file in done for file in job.files):
         values = job.values(source, dtypes[job.leaf.target])
         for array, file, value in zip(job.stores, job.files, values, strict=True):
-          stores[array.name][job.place if array.shape else ()].write(value).result()
+          try:
+            stores[array.name][job.place if array.shape else ()].write(value).result()
+          except ValueError as error:  # TensorStore's, whatever the cause
+            raise CheckpointError(f'{partial / file} cannot be written ({error}); run again to continue') from error
           made = {'from': {name: source.tensors[name].dtype for name in job.sources}}
           entries[file] = measure(partial / file) | made
       with lock:

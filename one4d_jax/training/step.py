@@ -61,7 +61,7 @@ def make_step(
     count = state.step.astype(jnp.float32)
     decay = jnp.minimum(ema, (1 + count) / (10 + count))
     average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), state.average, params) if ema else {}
-    metrics['gradient_norm'] = optax.global_norm(grads)
+    metrics['gradient_norm'] = optax.tree.norm(grads)
     return State(state.step + 1, params, average, moments, state.key), metrics
 
   return jax.jit(step, donate_argnums=0)

@@ -25,7 +25,7 @@ from one4d_jax.model import weights
 from one4d_jax.nn import quantize
 from one4d_jax.wan import dit
 from tests.weight_conversion import release
-from weight_conversion import reader, rules, wan_to_flax
+from weight_conversion import reader, rules, wan_to_flax, writer
 from weight_conversion.tables import TABLES
 from weight_conversion.wan_to_flax import convert_release
 
@@ -141,8 +141,6 @@ def test_int8(src, tmp_path):
 
 
 def test_large_leaves_are_cut_along_their_rows(tmp_path, monkeypatch):
-  from weight_conversion import writer
-
   monkeypatch.setattr(writer, 'BLOCK_BYTES', 1 << 10)
   pytest.importorskip('torch', reason='.pth files need torch')
   src = release.write(tmp_path / 'src', ('text',))
@@ -251,6 +249,43 @@ def test_a_shard_or_its_index_is_missing(tmp_path):
   assert "disagree on ['head.head.bias']" in refused(src, tmp_path / 'dst')
   index.unlink()
   assert 'no diffusion_pytorch_model.safetensors.index.json' in refused(src, tmp_path / 'dst')
+
+
+def test_other_formats_and_broken_descriptions(src, tmp_path):
+  other = tmp_path / 'wan.gguf'
+  other.write_bytes(b'GGUF')
+  assert 'wan.gguf is neither a safetensors nor a torch file' in refused(other, tmp_path / 'dst')
+  (src / 'config.json').write_text('{"dim": ')
+  assert 'config.json is not JSON' in refused(src, tmp_path / 'dst')
+  (src / 'config.json').write_text('{"dim": 64, "num_heads": 2}')
+  assert 'dim is 64 there and 32 in the weights' in refused(src, tmp_path / 'dst')
+
+
+def test_a_source_that_shrinks_and_a_disk_that_fails(src, tmp_path, monkeypatch):
+  plan = wan_to_flax.plan_part
+
+  def shrink(source, **options):
+    planned = plan(source, **options)
+    os.truncate(src / release.FILES['base'], 5000)
+    return planned
+
+  with monkeypatch.context() as patch:
+    patch.setattr(wan_to_flax, 'plan_part', shrink)
+    with pytest.raises(CheckpointError, match=r'ends inside .* start again'):
+      convert_release(src, tmp_path / 'dst', ('base',))
+  release.write(src, ('base',))
+  create = writer.Stored.create
+
+  def blocked(self, root, context):
+    store = create(self, root, context)
+    (root / self.folder / 'c').write_text('not a folder')
+    return store
+
+  with monkeypatch.context() as patch:
+    patch.setattr(writer.Stored, 'create', blocked)
+    with pytest.raises(CheckpointError, match=r'cannot be written .* run again to continue'):
+      convert_release(src, tmp_path / 'dst', ('base',))
+  assert not (tmp_path / 'dst/base').exists()
 
 
 @pytest.mark.parametrize('place', ['sums', 'notes', 'cache'])
