@@ -14,6 +14,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -50,6 +51,11 @@ class Stored:
   @property
   def folder(self) -> str:
     return self.name.replace('/', '.')
+
+  @property
+  def bytes(self) -> int:
+    """Of the values in one file."""
+    return math.prod((self.rows, *self.shape[1:])) * np.dtype(self.dtype).itemsize
 
   def file(self, index: int) -> str:
     """Of the block that starts at ``index * rows``, relative to the part's folder."""
@@ -153,7 +159,7 @@ def stored(leaf: Leaf, dtype: str, *, int8: bool) -> tuple[Stored, ...]:
 
 def total_bytes(leaves: tuple[Leaf, ...], dtypes: Mapping[str, str], *, int8: bool) -> int:
   arrays = [array for leaf in leaves for array in stored(leaf, dtypes[leaf.target], int8=int8)]
-  return sum(int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize for array in arrays)
+  return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
 
 
 def write(
@@ -200,7 +206,7 @@ def write(
         done.update(entries)
         journal.writelines(json.dumps([file, entry]) + '\n' for file, entry in entries.items())
         journal.flush()
-        progress(sum(done[file]['bytes'] for file in job.files))
+        progress(sum(array.bytes for array in job.stores))
 
     _run_all(run, jobs(leaves, arrays))
 

@@ -93,6 +93,28 @@ def test_the_manifest_can_be_checked_by_anyone(src, tmp_path):
   assert named == set(release.tensors('base'))
 
 
+def test_progress_ends_at_the_total(src, tmp_path, monkeypatch):
+  seen = []
+  monkeypatch.setattr(wan_to_flax, '_bar', lambda total, name, quiet: Bar(seen, total))
+  convert_release(src, tmp_path / 'dst', ('base',), int8=True, verify=True)
+  assert len(seen) == 3 and all(total == sum(counts) for total, counts in seen)
+
+
+class Bar:
+  def __init__(self, seen, total):
+    self.counts = []
+    seen.append((total, self.counts))
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
+
+  def update(self, count):
+    self.counts.append(count)
+
+
 def test_orbax_alone_reads_it(src, tmp_path):
   convert_release(src, tmp_path / 'dst', ('base',), dtype='float32')
   same_trees(ocp.StandardCheckpointer().restore((tmp_path / 'dst/base').resolve()), in_memory('base'))
