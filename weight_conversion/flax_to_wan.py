@@ -18,9 +18,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # run a
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing here needs an accelerator
 
 from one4d_jax import cli
+from weight_conversion import command
 
-PARTS = {'dit': 'base', 'vae': 'vae', 'umt5': 'text', 'clip': 'image'}  # option -> part of the bundle
-WHAT = ('merged', 'lora', 'control', *PARTS)
+WHAT = ('merged', 'lora', 'control', *command.PARTS)
 MODALITIES = ('rgb', 'xyz')  # in the order of the adapters' axis
 NAMES = ('native', 'diffusers', 'kohya')
 RECORD = 'export.json'
@@ -131,28 +131,26 @@ def export(
   """
   from one4d_jax.errors import CheckpointError
   from one4d_jax.model import bundle
+  from one4d_jax.model.files import replace_folder
 
   folder, dst = bundle.locate(src), pathlib.Path(dst)
   if dst.exists() and not (overwrite and (dst / RECORD).is_file()):
     way = 'it is no earlier export' if overwrite else '--overwrite replaces an earlier export'
     raise CheckpointError(f'{dst} exists; give another --dst ({way})')
   products = plan(folder, what, modalities, names)
-  need, room = sum(product.bytes for product in products), _free(dst)
-  if need > room:
-    raise OSError(28, f'needs {need / 1e9:.1f} GB, {room / 1e9:.1f} GB are free', str(dst))
+  need = sum(product.bytes for product in products)
+  command.require_room(dst, need)
   partial = dst.with_name(dst.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
   try:
-    with _bar(need, quiet) as bar:
+    with command.bar(need, 'write', quiet=quiet) as bar:
       for product in products:
         product.write(partial, bar.update)
     _, record = bundle.describe(folder)
     about = {'bundle': folder.name, 'what': what, 'modalities': modalities, 'names': names, 'record': record}
     (partial / RECORD).write_text(json.dumps(about, indent=1))
-    if dst.exists():
-      shutil.rmtree(dst)
-    partial.rename(dst)
+    replace_folder(partial, dst)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
   if not quiet:
@@ -176,7 +174,7 @@ def plan(folder: pathlib.Path, what: Sequence[str], modalities: Sequence[str], n
   networks = [name for name in what if name not in ('lora', 'control')]
   if networks and not layouts:
     raise ConfigError(f'kohya names are for lora alone; choose native or diffusers for {", ".join(networks)}')
-  needed = {PARTS[name] for name in what if name in PARTS}
+  needed = {command.PARTS[name] for name in what if name in command.PARTS}
   needed |= {'base', 'adapters'} if 'merged' in what else set()
   needed |= {'adapters'} if {'lora', 'control'} & set(what) else set()
   sizes, _ = bundle.describe(folder)
@@ -195,8 +193,8 @@ def plan(folder: pathlib.Path, what: Sequence[str], modalities: Sequence[str], n
       products += [lora(arrays['adapters'], sizes.adapters, modality, style) for style in names]
   if 'control' in what:
     products.append(control(arrays['adapters'], sizes))
-  for name in (name for name in what if name in PARTS):
-    part = PARTS[name]
+  for name in (name for name in what if name in command.PARTS):
+    part = command.PARTS[name]
     cfg = sizes.dit if part == 'base' else getattr(sizes, part)
     products += [network(part, cfg, arrays[part], layout, layout) for layout in layouts]
   pieces = folder / bundle.TOKENIZER / 'spiece.model'
@@ -312,17 +310,6 @@ def _chosen(args: argparse.Namespace, option: str, allowed: Sequence[str]) -> li
   if unknown or not given:
     raise ConfigError(f'--{option} {",".join(unknown) or "is empty"}: choose from {", ".join(allowed)}')
   return list(dict.fromkeys(given))
-
-
-def _free(dst: pathlib.Path) -> int:
-  existing = next(folder for folder in (dst, *dst.resolve().parents) if folder.exists())
-  return shutil.disk_usage(existing).free
-
-
-def _bar(total: int, quiet: bool):
-  from tqdm import tqdm
-
-  return tqdm(total=total, desc='write', unit='B', unit_scale=True, unit_divisor=1024, disable=quiet)
 
 
 if __name__ == '__main__':

@@ -20,8 +20,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # run a
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing here needs an accelerator
 
 from one4d_jax import cli
+from weight_conversion import command
 
-PARTS = {'dit': 'base', 'vae': 'vae', 'umt5': 'text', 'clip': 'image'}  # option -> part of the bundle
 FIELDS = {'base': 'dit', 'vae': 'vae', 'text': 'text', 'image': 'image'}  # of bundle.Sizes
 DTYPES = {'base': 'bfloat16', 'text': 'bfloat16', 'vae': 'float32', 'image': 'float32'}  # what --dtype replaces
 
@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
   )
   p.add_argument('--src', metavar='DIR', help='the release: a folder, or one safetensors file')
   p.add_argument('--dst', metavar='DIR', help='the folder to write; parts that are already there are kept')
-  p.add_argument('--part', choices=[*PARTS, 'all'], default='all', help='what to convert (default: %(default)s)')
+  p.add_argument(
+    '--part', choices=[*command.PARTS, 'all'], default='all', help='what to convert (default: %(default)s)'
+  )
   p.add_argument(
     '--dtype',
     choices=('bfloat16', 'float16', 'float32'),
@@ -69,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
   convert_release(
     args.src,
     args.dst,
-    tuple(PARTS.values()) if args.part == 'all' else (PARTS[args.part],),
+    tuple(command.PARTS.values()) if args.part == 'all' else (command.PARTS[args.part],),
     dtype=args.dtype,
     int8=args.int8,
     raw_prompts=args.raw_prompts,
@@ -99,7 +101,7 @@ class Planned:
 def convert_release(
   src: str | os.PathLike,
   dst: str | os.PathLike,
-  parts: Sequence[str] = tuple(PARTS.values()),
+  parts: Sequence[str] = tuple(command.PARTS.values()),
   *,
   dtype: str | None = None,
   int8: bool = False,
@@ -126,17 +128,16 @@ def convert_release(
   tokenizer = find_tokenizer(src) if any(source.part == 'text' for source in sources) else None
   check_widths(dst, {p.part: p.config for p in everything})
   planned = [p for p in everything if not _there_already(p, dst, overwrite, say)]
-  need, room = sum(p.bytes - _written(dst, p.part) for p in planned), _free(dst)
-  if need > room:
-    raise OSError(28, f'needs {need / 1e9:.1f} GB, {room / 1e9:.1f} GB are free', str(dst))
+  # An interrupted run left files that this one may go on from.
+  command.require_room(dst, sum(p.bytes - command.size_below(dst / f'{p.part}.partial') for p in planned))
 
   for p in planned:
-    with _bar(p.source.bytes_to_check, f'check {p.part}', quiet) as bar:
+    with command.bar(p.source.bytes_to_check, f'check {p.part}', quiet=quiet) as bar:
       for name, value in p.source.check(bar.update).items():
         p.about['source']['files'][name]['sha256'] = value
   dst.mkdir(parents=True, exist_ok=True)
   for p in planned:
-    with _bar(p.bytes, p.part, quiet) as bar:
+    with command.bar(p.bytes, p.part, quiet=quiet) as bar:
       manifest = writer.write(
         p.source, p.leaves, p.dtypes, dst / p.part, about=p.about, int8=p.int8, progress=bar.update
       )  # fmt: skip
@@ -148,7 +149,7 @@ def convert_release(
     shutil.copy(tokenizer, dst / 'tokenizer' / 'spiece.model')
   if verify:
     for p in everything:
-      with _bar(p.bytes, f'verify {p.part}', quiet) as bar:
+      with command.bar(p.bytes, f'verify {p.part}', quiet=quiet) as bar:
         found = verification.verify(p.source, p.leaves, p.dtypes, dst / p.part, p.config, progress=bar.update)
       say(found)
   return dst
@@ -164,7 +165,7 @@ def find_all(src: pathlib.Path, parts: Sequence[str]) -> list:
   found = {part: reader.find(src, part) for part in parts}
   if src.is_file() and any(found.values()):
     found = {part: source for part, source in found.items() if source}
-  option = {part: name for name, part in PARTS.items()}
+  option = {part: name for name, part in command.PARTS.items()}
   missing = [f'{option[part]} ({reader.expected(part)})' for part, source in found.items() if source is None]
   if missing:
     raise CheckpointError(f'{src} lacks {"; ".join(missing)}; convert what is there with --part')
@@ -264,22 +265,6 @@ def describe(dst: pathlib.Path, p: Planned) -> None:
     changed['adapters'] = dataclasses.replace(sizes.adapters, link_layers=bundle.link_layers(p.config.layers))
   made = record | {part: manifest['source'] | {'sha256': manifest['sha256']}}
   bundle.write_description(dst, dataclasses.replace(sizes, **changed), made)
-
-
-def _written(dst: pathlib.Path, part: str) -> int:
-  """Bytes that an interrupted run left and this one may find use for."""
-  return sum(file.stat().st_size for file in (dst / f'{part}.partial').rglob('*') if file.is_file())
-
-
-def _free(dst: pathlib.Path) -> int:
-  existing = next(folder for folder in (dst, *dst.resolve().parents) if folder.exists())
-  return shutil.disk_usage(existing).free
-
-
-def _bar(total: int, name: str, quiet: bool):
-  from tqdm import tqdm
-
-  return tqdm(total=total, desc=name, unit='B', unit_scale=True, unit_divisor=1024, disable=quiet or not total)
 
 
 if __name__ == '__main__':

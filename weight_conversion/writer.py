@@ -27,7 +27,7 @@ import numpy as np
 import tensorstore
 
 from one4d_jax.errors import CheckpointError
-from one4d_jax.model.files import MANIFEST, write_whole
+from one4d_jax.model.files import MANIFEST, replace_folder, write_whole
 from one4d_jax.model.weights import FORMAT
 from one4d_jax.nn import quantize
 from weight_conversion.reader import Source, sha256
@@ -226,7 +226,7 @@ def write(
   write_whole(partial / MANIFEST, json.dumps(manifest, indent=1))
   (partial / JOURNAL).unlink()
   os.sync()  # everything at once: a sync of each of some thousand files takes minutes on a busy disk
-  _replace(partial, folder)
+  replace_folder(partial, folder)
   return manifest
 
 
@@ -291,12 +291,3 @@ def _orbax_metadata(names: Mapping[str, Stored]) -> dict[str, Any]:
     'store_array_data_equal_to_fill_value': True,
     'custom_metadata': None,
   }
-
-
-def _replace(partial: pathlib.Path, folder: pathlib.Path) -> None:
-  """Renames; what was there before is gone only when the new folder is in place."""
-  old = folder.with_name(folder.name + '.old')
-  if folder.exists():
-    folder.rename(old)
-  partial.rename(folder)
-  shutil.rmtree(old, ignore_errors=True)

@@ -25,7 +25,7 @@ from flax import traverse_util
 
 from one4d_jax.errors import CheckpointError
 from one4d_jax.model import weights
-from one4d_jax.model.files import DESCRIPTION, EMBEDDED, PARTS, find_parts, write_whole
+from one4d_jax.model.files import DESCRIPTION, EMBEDDED, PARTS, find_parts, replace_folder, write_whole
 from one4d_jax.model.one4d import AdapterConfig, One4D
 from one4d_jax.structs import from_dict
 from one4d_jax.wan import dit, tokenizer
@@ -164,9 +164,7 @@ def save(bundle: Bundle, folder: str | os.PathLike, *, dtype: str = 'float32') -
   if bundle.tokenizer_folder is not None:
     shutil.copytree(bundle.tokenizer_folder, temporary / TOKENIZER)
   write_description(temporary, bundle.config, bundle.record, references)
-  if folder.exists():
-    shutil.rmtree(folder)
-  temporary.rename(folder)
+  replace_folder(temporary, folder)
 
 
 def write_description(

@@ -7,6 +7,7 @@ in ``bundle.json`` to a folder elsewhere: large frozen weights are shared by man
 import json
 import os
 import pathlib
+import shutil
 
 PARTS = ('vae', 'base', 'text', 'image', 'adapters')
 EMBEDDED = pathlib.Path(__file__).parent.parent / 'assets' / 'tiny'
@@ -34,3 +35,13 @@ def write_whole(path: pathlib.Path, text: str) -> None:
   temporary = path.with_name(path.name + '.partial')
   temporary.write_text(text)
   os.replace(temporary, path)
+
+
+def replace_folder(new: pathlib.Path, folder: pathlib.Path) -> None:
+  """Renames ``new`` to ``folder``. What was there before is gone only once the new one is in place."""
+  old = folder.with_name(folder.name + '.old')
+  shutil.rmtree(old, ignore_errors=True)
+  if folder.exists():
+    folder.rename(old)
+  new.rename(folder)
+  shutil.rmtree(old, ignore_errors=True)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from one4d_jax.model import weights
 from one4d_jax.nn import quantize
 from one4d_jax.wan import dit
 from tests.weight_conversion import release
-from weight_conversion import reader, rules, wan_to_flax, writer
+from weight_conversion import command, reader, rules, wan_to_flax, writer
 from weight_conversion.tables import TABLES
 from weight_conversion.wan_to_flax import convert_release
 
@@ -95,7 +96,7 @@ def test_the_manifest_can_be_checked_by_anyone(src, tmp_path):
 
 def test_progress_ends_at_the_total(src, tmp_path, monkeypatch):
   seen = []
-  monkeypatch.setattr(wan_to_flax, '_bar', lambda total, name, quiet: Bar(seen, total))
+  monkeypatch.setattr(command, 'bar', lambda total, name, quiet: Bar(seen, total))
   convert_release(src, tmp_path / 'dst', ('base',), int8=True, verify=True)
   assert len(seen) == 3 and all(total == sum(counts) for total, counts in seen)
 
@@ -433,7 +434,7 @@ def test_no_torch(tmp_path, monkeypatch):
 
 
 def test_no_room(src, tmp_path, monkeypatch):
-  monkeypatch.setattr(wan_to_flax, '_free', lambda dst: 1000)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=1000))
   with pytest.raises(OSError, match=r'needs 0\.0 GB'):
     convert_release(src, tmp_path / 'dst', ('base',))
   assert not (tmp_path / 'dst').exists()
@@ -460,13 +461,13 @@ def test_verify_sees_another_source(src, tmp_path):
 
 
 def test_the_command(src, tmp_path, capsys):
-  command = lambda *argv: cli.run(wan_to_flax.main, wan_to_flax.parser(), argv)
-  assert command() == 0
+  run = lambda *argv: cli.run(wan_to_flax.main, wan_to_flax.parser(), argv)
+  assert run() == 0
   assert 'Wan2.1_VAE.pth' in capsys.readouterr().out
   where = ['--src', str(src), '--dst', str(tmp_path / 'dst')]
-  assert command(*where, '--part', 'dit', '--verify') == 0
+  assert run(*where, '--part', 'dit', '--verify') == 0
   assert 'bit for bit' in capsys.readouterr().out
-  assert command(*where) == 2
+  assert run(*where) == 2
   error = capsys.readouterr().err
   assert error.count('\n') == 1 and error.startswith('error: ') and 'lacks vae' in error
 

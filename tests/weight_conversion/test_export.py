@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shutil
+import types
 
 import flax.linen as nn
 import jax
@@ -22,7 +24,7 @@ from one4d_jax.model.one4d import AdapterConfig, One4D
 from one4d_jax.model.umc import Condition
 from one4d_jax.wan import dit
 from one4d_jax.wan.config import DiTConfig
-from weight_conversion import control, describe, flax_to_wan, import_lora, leaves, lora, rules, stream, tables
+from weight_conversion import command, control, describe, flax_to_wan, import_lora, leaves, lora, rules, stream, tables
 from weight_conversion.reader import Safetensors
 from weight_conversion.wan_to_flax import convert_release
 
@@ -176,7 +178,7 @@ def test_what_conversion_rounded_is_written_as_it_is_kept(tmp_path):
 
 def test_the_embedded_model_goes_out_and_in_again(tmp_path):
   """All four networks, whose sizes are none of Wan's: what they need is in their config.json."""
-  out = flax_to_wan.export(None, tmp_path / 'out', list(flax_to_wan.PARTS), names=['diffusers']) / 'diffusers'
+  out = flax_to_wan.export(None, tmp_path / 'out', list(command.PARTS), names=['diffusers']) / 'diffusers'
   (out / 'tokenizer').mkdir()
   (out / 'tokenizer/spiece.model').write_bytes(b'pieces')
   again = convert_release(out, tmp_path / 'bundle', dtype='float32')
@@ -193,7 +195,7 @@ def test_the_embedded_model_goes_out_and_in_again(tmp_path):
     assert arrays.keys() == flat.keys()
     for name, value in flat.items():
       np.testing.assert_array_equal(arrays[name][...], value, err_msg=name)
-  twice = flax_to_wan.export(again, tmp_path / 'twice', list(flax_to_wan.PARTS), names=['diffusers']) / 'diffusers'
+  twice = flax_to_wan.export(again, tmp_path / 'twice', list(command.PARTS), names=['diffusers']) / 'diffusers'
   for path in out.rglob('*.safetensors'):
     same(path, twice / path.relative_to(out))
   assert (twice / 'tokenizer/spiece.model').read_bytes() == b'pieces'
@@ -394,7 +396,7 @@ def test_the_destination_is_whole_or_untouched(bundle, tmp_path, monkeypatch):
   assert not dst.with_name('out.partial').exists()
   flax_to_wan.export(bundle, dst, ['lora'], modalities=['xyz'], overwrite=True)
   assert sorted(path.name for path in dst.iterdir()) == ['export.json', 'lora-xyz-native']
-  monkeypatch.setattr(flax_to_wan, '_free', lambda _: 10)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=10))
   with pytest.raises(OSError, match=r'0\.0 GB are free'):
     flax_to_wan.export(bundle, tmp_path / 'full', ['lora'])
 
@@ -407,7 +409,7 @@ def test_diffusers_and_transformers_load_every_part(tmp_path):
   """Nothing missing, nothing left over, sizes from our config.json."""
   torch = pytest.importorskip('torch')
   diffusers, transformers = pytest.importorskip('diffusers'), pytest.importorskip('transformers')
-  out = flax_to_wan.export(None, tmp_path / 'out', list(flax_to_wan.PARTS), names=['diffusers']) / 'diffusers'
+  out = flax_to_wan.export(None, tmp_path / 'out', list(command.PARTS), names=['diffusers']) / 'diffusers'
   for cls, folder, file in (
     (diffusers.WanTransformer3DModel, 'transformer', 'diffusion_pytorch_model'),
     (diffusers.AutoencoderKLWan, 'vae', 'diffusion_pytorch_model'),
