@@ -224,9 +224,9 @@ def write(
     'sha256': hashlib.sha256(lines.encode()).hexdigest(),
   }
   write_whole(partial / MANIFEST, json.dumps(manifest, indent=1))
-  (partial / JOURNAL).unlink()
   os.sync()  # everything at once: a sync of each of some thousand files takes minutes on a busy disk
   replace_folder(partial, folder)
+  (folder / JOURNAL).unlink()  # last: killed before, the next run still finds everything done
   return manifest
 
 
@@ -273,7 +273,7 @@ def _resume(partial: pathlib.Path, key: dict[str, Any]) -> dict[str, Any]:
   else:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-  journal.write_text(key + '\n' + ''.join(json.dumps([file, entry]) + '\n' for file, entry in done.items()))
+  write_whole(journal, key + '\n' + ''.join(json.dumps([file, entry]) + '\n' for file, entry in done.items()))
   return done
 
 

@@ -214,6 +214,23 @@ def test_a_killed_conversion_continues(src, tmp_path, monkeypatch):
   assert not partial.exists()
 
 
+def test_killed_between_the_last_tensor_and_the_rename(src, tmp_path, monkeypatch):
+  whole = convert_release(src, tmp_path / 'whole', ('base',)) / 'base'
+
+  class Killed(BaseException):
+    pass
+
+  def kill(*_):
+    raise Killed
+
+  with monkeypatch.context() as patch, pytest.raises(Killed):
+    patch.setattr(writer, 'replace_folder', kill)
+    convert_release(src, tmp_path / 'dst', ('base',))
+  monkeypatch.setattr(reader.Source, 'read', kill)  # nothing is read again
+  convert_release(src, tmp_path / 'dst', ('base',))
+  assert contents(tmp_path / 'dst/base') == contents(whole)
+
+
 def test_another_source_starts_over(src, tmp_path):
   (tmp_path / 'dst/base.partial').mkdir(parents=True)
   stale = {'about': {}, 'int8': False, 'source': []}
