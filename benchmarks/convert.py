@@ -53,10 +53,9 @@ def tensors(layers: int) -> dict[str, Lazy]:
 
   for rule in dit.rules(cfg, 'native'):
     shape = targets[rule.target].shape
-    layer = np.broadcast_to(np.zeros(()), shape[1:] if rule.stacked else shape)
     for l in range(layers if rule.stacked else 1):
-      for name, value in zip(rule.names(l), rule.transform.backward(layer), strict=True):
-        found[name] = Lazy(value.shape, 'bfloat16', functools.partial(read, value.shape))
+      for name, source in zip(rule.names(l), rule.transform.source_shapes(shape[rule.stacked :]), strict=True):
+        found[name] = Lazy(source, 'bfloat16', functools.partial(read, source))
   return found
 
 

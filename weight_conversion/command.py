@@ -7,6 +7,7 @@ import shutil
 from tqdm import tqdm
 
 PARTS = {'dit': 'base', 'vae': 'vae', 'umt5': 'text', 'clip': 'image'}  # option -> part of the bundle
+FIELDS = {'base': 'dit', 'vae': 'vae', 'text': 'text', 'image': 'image'}  # part -> its sizes in bundle.Sizes
 
 
 def require_room(dst: pathlib.Path, need: int) -> None:

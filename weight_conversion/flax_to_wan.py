@@ -195,7 +195,7 @@ def plan(folder: pathlib.Path, what: Sequence[str], modalities: Sequence[str], n
     products.append(control(arrays['adapters'], sizes))
   for name in (name for name in what if name in command.PARTS):
     part = command.PARTS[name]
-    cfg = sizes.dit if part == 'base' else getattr(sizes, part)
+    cfg = getattr(sizes, command.FIELDS[part])
     products += [network(part, cfg, arrays[part], layout, layout) for layout in layouts]
   pieces = folder / bundle.TOKENIZER / 'spiece.model'
   if 'umt5' in what and pieces.is_file():

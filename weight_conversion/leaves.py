@@ -79,8 +79,7 @@ def tensors(arrays: Mapping[str, Array], rules: Iterable[Rule]) -> dict[str, Laz
     raise CheckpointError(f'the weights and the table of their network differ in {sorted(wrong)[:12]}; convert again')
   for rule in rules:
     array = arrays[rule.target]
-    layer = np.broadcast_to(np.zeros((), array.dtype), array.shape[rule.stacked :])
-    shapes = [part.shape for part in rule.transform.backward(layer)]
+    shapes = rule.transform.source_shapes(array.shape[rule.stacked :])
     for index in range(array.shape[0]) if rule.stacked else (...,):
       dtype = array.written(index)
       names = rule.names(index) if rule.stacked else rule.sources

@@ -252,16 +252,19 @@ def find(src: pathlib.Path, part: str) -> Source | None:
   return None
 
 
-def find_tokenizer(src: pathlib.Path) -> pathlib.Path | None:
-  """The ``spiece.model`` of a release."""
-  candidates = [src / folder / 'spiece.model' for folder in TOKENIZERS]
-  return next((path for path in candidates if path.is_file()), None)
+def find_tokenizer(src: pathlib.Path) -> pathlib.Path:
+  """The ``spiece.model`` of a release; raises CheckpointError if it has none."""
+  folder = src if src.is_dir() else src.parent
+  for place in TOKENIZERS:
+    if (folder / place / 'spiece.model').is_file():
+      return folder / place / 'spiece.model'
+  raise CheckpointError(f'{src} has no google/umt5-xxl/spiece.model (or tokenizer/spiece.model), which umt5 needs')
 
 
 def expected(part: str) -> str:
   """For messages: where a part is looked for."""
-  suffix = 'safetensors' if part == 'base' else 'pth|safetensors'
-  return ' or '.join(f'{place}.({suffix})' if '|' in suffix else f'{place}.{suffix}' for place in PLACES[part][:2])
+  suffix = 'safetensors' if part == 'base' else '(pth|safetensors)'
+  return ' or '.join(f'{place}.{suffix}' for place in PLACES[part][:2])
 
 
 def _file(path: pathlib.Path) -> Safetensors | Torch:

@@ -37,6 +37,10 @@ class Transform:
   forward: Callable[..., np.ndarray]
   backward: Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
+  def source_shapes(self, layer: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the sources of one layer of ours, whose shape is ``layer``."""
+    return tuple(w.shape for w in self.backward(np.broadcast_to(np.zeros(()), layer)))  # strides are 0: no memory
+
 
 def _reshaped(theirs: Callable, ours: Callable) -> Transform:
   return Transform(theirs, lambda w: (ours(w),))
@@ -120,8 +124,7 @@ class Leaf:
   @property
   def source_shapes(self) -> tuple[tuple[int, ...], ...]:
     """Shapes of the sources of one layer, equal in all of them."""
-    layer = np.broadcast_to(np.zeros(()), self.shape[self.stacked :])  # no memory: every stride is zero
-    return tuple(w.shape for w in self.transform.backward(layer))
+    return self.transform.source_shapes(self.shape[self.stacked :])
 
 
 def plan(

@@ -22,8 +22,14 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing here needs an accelerat
 from one4d_jax import cli
 from weight_conversion import command
 
-FIELDS = {'base': 'dit', 'vae': 'vae', 'text': 'text', 'image': 'image'}  # of bundle.Sizes
 DTYPES = {'base': 'bfloat16', 'text': 'bfloat16', 'vae': 'float32', 'image': 'float32'}  # what --dtype replaces
+
+
+LOOKED_FOR = """looked for in --src (what a file holds is told by the names of its tensors):
+  dit   diffusion_pytorch_model.safetensors, or shards and their index; transformer/ of diffusers
+  vae   Wan2.1_VAE.pth; vae/ of diffusers
+  umt5  models_t5_umt5-xxl-enc-bf16.pth with google/umt5-xxl/spiece.model; text_encoder/ with tokenizer/
+  clip  models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth; image_encoder/ of diffusers"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
   p = argparse.ArgumentParser(
     prog='python weight_conversion/wan_to_flax.py',
     description=first,
-    epilog='\n\n'.join(rest) + '\n' + _looked_for(),
+    epilog='\n\n'.join(rest) + '\n' + LOOKED_FOR,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   p.add_argument('--src', metavar='DIR', help='the release: a folder, or one safetensors file')
@@ -49,19 +55,6 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument('--verify', action='store_true', help='afterwards compare every tensor with its source, run a forward')
   p.add_argument('--overwrite', action='store_true', help='replace parts that were converted from something else')
   return p
-
-
-def _looked_for() -> str:
-  lines = ['looked for in --src (what a file holds is told by the names of its tensors):']
-  return '\n'.join(
-    [
-      *lines,
-      '  dit   diffusion_pytorch_model.safetensors, or shards and their index; transformer/ of diffusers',
-      '  vae   Wan2.1_VAE.pth; vae/ of diffusers',
-      '  umt5  models_t5_umt5-xxl-enc-bf16.pth with google/umt5-xxl/spiece.model; text_encoder/ with tokenizer/',
-      '  clip  models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth; image_encoder/ of diffusers',
-    ]
-  )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -118,14 +111,15 @@ def convert_release(
   Raises:
     CheckpointError: saying what is missing, does not fit or is damaged.
   """
+  from one4d_jax.model import bundle
+  from weight_conversion import reader, writer
   from weight_conversion import verify as verification
-  from weight_conversion import writer
 
   src, dst = pathlib.Path(src), pathlib.Path(dst)
   say = (lambda *_: None) if quiet else print
   sources = find_all(src, parts)
   everything = [plan_part(source, dtype=dtype, int8=int8, raw_prompts=raw_prompts) for source in sources]
-  tokenizer = find_tokenizer(src) if any(source.part == 'text' for source in sources) else None
+  tokenizer = reader.find_tokenizer(src) if any(source.part == 'text' for source in sources) else None
   check_widths(dst, {p.part: p.config for p in everything})
   planned = [p for p in everything if not _there_already(p, dst, overwrite, say)]
   # An interrupted run left files that this one may go on from.
@@ -145,8 +139,8 @@ def convert_release(
   for p in everything:
     describe(dst, p)
   if tokenizer is not None:
-    (dst / 'tokenizer').mkdir(exist_ok=True)
-    shutil.copy(tokenizer, dst / 'tokenizer' / 'spiece.model')
+    (dst / bundle.TOKENIZER).mkdir(exist_ok=True)
+    shutil.copy(tokenizer, dst / bundle.TOKENIZER / tokenizer.name)
   if verify:
     for p in everything:
       with command.bar(p.bytes, f'verify {p.part}', quiet=quiet) as bar:
@@ -170,16 +164,6 @@ def find_all(src: pathlib.Path, parts: Sequence[str]) -> list:
   if missing:
     raise CheckpointError(f'{src} lacks {"; ".join(missing)}; convert what is there with --part')
   return list(found.values())
-
-
-def find_tokenizer(src: pathlib.Path) -> pathlib.Path:
-  from one4d_jax.errors import CheckpointError
-  from weight_conversion import reader
-
-  found = reader.find_tokenizer(src if src.is_dir() else src.parent)
-  if found is None:
-    raise CheckpointError(f'{src} has no google/umt5-xxl/spiece.model (or tokenizer/spiece.model), which umt5 needs')
-  return found
 
 
 def plan_part(source, *, dtype: str | None, int8: bool, raw_prompts: bool) -> Planned:
@@ -240,9 +224,9 @@ def check_widths(dst: pathlib.Path, configs: dict[str, Any]) -> None:
   from one4d_jax.errors import CheckpointError
   from one4d_jax.model import bundle
 
-  if (dst / 'bundle.json').is_file():
+  if (dst / bundle.DESCRIPTION).is_file():
     sizes, record = bundle.describe(dst)
-    configs = {part: getattr(sizes, FIELDS[part]) for part in record} | configs
+    configs = {part: getattr(sizes, command.FIELDS[part]) for part in record} | configs
   if 'base' in configs:
     cfg = configs['base']
     for part, due in (('text', cfg.text_width), ('image', cfg.image_width)):
@@ -257,13 +241,12 @@ def describe(dst: pathlib.Path, p: Planned) -> None:
   """Enters one part into ``bundle.json``."""
   from one4d_jax.model import bundle, weights
 
-  part = p.part
-  manifest = weights.read_manifest(dst / part)
-  sizes, record = bundle.describe(dst) if (dst / 'bundle.json').is_file() else (bundle.WAN, {})
-  changed = {FIELDS[part]: p.config}
-  if part == 'base':
+  manifest = weights.read_manifest(dst / p.part)
+  sizes, record = bundle.describe(dst) if (dst / bundle.DESCRIPTION).is_file() else (bundle.WAN, {})
+  changed = {command.FIELDS[p.part]: p.config}
+  if p.part == 'base':
     changed['adapters'] = dataclasses.replace(sizes.adapters, link_layers=bundle.link_layers(p.config.layers))
-  made = record | {part: manifest['source'] | {'sha256': manifest['sha256']}}
+  made = record | {p.part: manifest['source'] | {'sha256': manifest['sha256']}}
   bundle.write_description(dst, dataclasses.replace(sizes, **changed), made)
 
 

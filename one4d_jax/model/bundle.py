@@ -199,6 +199,12 @@ def _short(content: str | bytes) -> str:
   return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:16]
 
 
+def _parse(content: bytes) -> dict:
+  """A tree of float32 arrays from a safetensors file."""
+  flat = {name: value.astype(np.float32) for name, value in safetensors.numpy.load(content).items()}
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
 def locate(folder: str | os.PathLike | None = None) -> pathlib.Path:
   """The bundle's folder, the embedded one for ``None``; cheap, for checks before work is spent.
 
@@ -225,27 +231,25 @@ def load(folder: str | os.PathLike | None = None, parts: Sequence[str] = PARTS) 
   try:
     sizes, record = describe(path)
     references = json.loads((path / DESCRIPTION).read_text()).get('references', {})
-    params, hashes, folders = {}, {}, {}
-    for part, place in find_parts(path).items():
-      if place.is_dir():
-        hashes[part] = weights.identity(weights.check(place))
-        if part in parts:
-          params[part] = weights.load(place)
-      else:
-        content = place.read_bytes()
-        hashes[part] = _short(content)
-        if part in parts:
-          flat = {k: v.astype(np.float32) for k, v in safetensors.numpy.load(content).items()}
-          params[part] = traverse_util.unflatten_dict(flat, sep='/')
-      if place.is_dir() or part not in parts:
+    places = find_parts(path)
+    contents = {part: place.read_bytes() for part, place in places.items() if place.is_file()}
+    hashes = {
+      part: _short(contents[part]) if part in contents else weights.identity(weights.check(place))
+      for part, place in places.items()
+    }
+    for part, reference in references.items():  # before gigabytes are read for nothing
+      if hashes.get(part) != reference['sha256']:
+        raise CheckpointError(
+          f'{path} was made with {part} weights {reference["sha256"]} at {reference["path"]}, '
+          f'now there are {hashes.get(part, "none")}; put them back, or train again'
+        )
+    params, folders = {}, {}
+    for part, place in places.items():
+      if part in parts:
+        params[part] = _parse(contents[part]) if part in contents else weights.load(place)
+      if part not in contents or part not in parts:
         folders[part] = place
   except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
     raise CheckpointError(f'weights at {str(path)!r} cannot be read ({error}); export or convert them again') from error
-  for part, reference in references.items():
-    if hashes.get(part) != reference['sha256']:
-      raise CheckpointError(
-        f'{path} was made with {part} weights {reference["sha256"]} at {reference["path"]}, '
-        f'now there are {hashes.get(part, "none")}; put them back, or train again'
-      )
   pieces = path / TOKENIZER
   return Bundle(params, sizes, record, hashes, path.name, folders, pieces if pieces.is_dir() else None)

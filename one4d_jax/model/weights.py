@@ -191,7 +191,7 @@ def _read(store: tensorstore.TensorStore, leaf: jax.ShapeDtypeStruct) -> jax.Arr
 
 def load(folder: str | os.PathLike) -> dict:
   """The tree of one part as it is stored, on this process's first device; raises CheckpointError as ``check``."""
-  leaves = check(folder)['leaves'].items()
+  leaves = read_manifest(folder)['leaves'].items()  # ``restore`` checks the files
   return restore(folder, tree({name: jax.ShapeDtypeStruct(leaf['shape'], leaf['dtype']) for name, leaf in leaves}))
 
 

@@ -67,9 +67,9 @@ def shapes(part: str, cfg, layout: str) -> dict[str, tuple[int, ...]]:
   found = {}
   for rule in TABLES[part].rules(cfg, layout):
     shape = targets(part, cfg)[rule.target]
-    leaf = Leaf(rule.target, shape, (), rule.stacked, rule.transform)
+    sources = rule.transform.source_shapes(shape[rule.stacked :])
     for layer in range(shape[0] + (part == 'image') if rule.stacked else 1):
-      found.update(zip(rule.names(layer), leaf.source_shapes, strict=True))
+      found.update(zip(rule.names(layer), sources, strict=True))
   return found
 
 

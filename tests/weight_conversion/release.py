@@ -1,4 +1,4 @@
-"""A tiny release in Wan's native layout, its tensors made by the tables from random trees of ours."""
+"""A tiny release in Wan's native layout, its names made by the tables."""
 
 import functools
 import io
@@ -11,7 +11,7 @@ import safetensors.numpy
 import sentencepiece
 
 from one4d_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
-from weight_conversion.tables import TABLES
+from tests.weight_conversion import random
 
 CONFIGS = {
   'base': DiTConfig(width=32, ffn_width=48, heads=2, layers=4, text_width=32, image_width=80, freq_width=16),
@@ -25,23 +25,14 @@ FILES = {
   'text': 'models_t5_umt5-xxl-enc-bf16.pth',
   'image': 'models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth',
 }
-DTYPES = {'base': ml_dtypes.bfloat16, 'vae': np.float32, 'text': ml_dtypes.bfloat16, 'image': np.float32}
+DTYPES = {'base': 'bfloat16', 'vae': 'float32', 'text': 'bfloat16', 'image': 'float32'}
 
 
-def tensors(part: str, seed: int = 0) -> dict[str, np.ndarray]:
-  """Random tensors with the native names of one part."""
-  cfg, table, rng = CONFIGS[part], TABLES[part], np.random.default_rng(seed)
-  targets, found = table.targets(cfg, 'float32'), {}
-  for rule in table.rules(cfg, 'native'):
-    shape = targets[rule.target].shape
-    for layer in range(shape[0] if rule.stacked else 1):
-      value = rng.standard_normal(shape[1:] if rule.stacked else shape, np.float32)
-      for name, array in zip(rule.names(layer), rule.transform.backward(value), strict=True):
-        found[name] = np.ascontiguousarray(array).astype(DTYPES[part])
-  if part == 'image':  # what Wan does not use is in its file all the same
-    last = {name.replace('.1.', '.2.'): value for name, value in found.items() if '.transformer.1.' in name}
-    found |= last | {'log_scale': np.zeros((), np.float32), 'textual.token': np.zeros((3, 2), np.float32)}
-  return found
+def tensors(part: str) -> dict[str, np.ndarray]:
+  """Random tensors with the native names of one part, and of what its file has besides."""
+  found = random(part, CONFIGS[part], 'native', DTYPES[part])
+  extra = {'log_scale': np.zeros((), np.float32), 'textual.token': np.zeros((3, 2), np.float32)}
+  return found | extra if part == 'image' else found
 
 
 def write(folder: pathlib.Path, parts: tuple[str, ...] = tuple(FILES), *, shards: int = 1) -> pathlib.Path:
