@@ -226,7 +226,8 @@ def check_widths(dst: pathlib.Path, configs: dict[str, Any]) -> None:
 
   if (dst / bundle.DESCRIPTION).is_file():
     sizes, record = bundle.describe(dst)
-    configs = {part: getattr(sizes, command.FIELDS[part]) for part in record} | configs
+    there = [part for part in command.FIELDS if part in record]  # the record also tells of training
+    configs = {part: getattr(sizes, command.FIELDS[part]) for part in there} | configs
   if 'base' in configs:
     cfg = configs['base']
     for part, due in (('text', cfg.text_width), ('image', cfg.image_width)):

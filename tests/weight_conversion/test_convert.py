@@ -436,6 +436,15 @@ def test_parts_of_different_models(src, tmp_path, monkeypatch):
 
 
 @needs_torch
+def test_a_part_into_a_bundle_that_was_trained(src, tmp_path):
+  convert_release(src, tmp_path / 'dst', ('base',))
+  sizes, record = bundles.describe(tmp_path / 'dst')
+  bundles.write_description(tmp_path / 'dst', sizes, record | {'one4d': {'steps': 3}})
+  convert_release(release.write(tmp_path / 'other', ('vae',)), tmp_path / 'dst', ('vae',))
+  assert set(bundles.describe(tmp_path / 'dst')[1]) == {'base', 'one4d', 'vae'}
+
+
+@needs_torch
 def test_no_tokenizer(tmp_path):
   src = release.write(tmp_path / 'src', ('text',))
   shutil.rmtree(src / 'google')
