@@ -12,10 +12,13 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
+import itertools
+import pathlib
 import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
 
 from one4d_jax import cli
 
@@ -37,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument('--observed', metavar='I,J,...', help='frames given to the model, counted after frame choice; '
                  'default: all')  # fmt: skip
   p.add_argument('--sparsity', metavar='FRACTION', type=float, help='or: this part of them, first and last included')
+  p.add_argument('--frames', metavar='N|all', help='frames of the scene; more than the model takes go in windows')
+  p.add_argument('--overlap', metavar='K', type=int, help='frames that neighbouring windows share')
   p.add_argument('--weights', metavar='DIR', help='a bundle; default: the embedded tiny model')
   p.add_argument('--seed', metavar='N', type=int, default=0, help='default: %(default)s')
   own = 'default: the bundle says'
@@ -48,24 +53,53 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-  """Checks and reads everything the user gave, then loads the networks, samples, fits cameras and writes."""
+  """``produce`` with a progress bar and the list of files."""
+  with Bar() as bar:
+    paths = produce(args, report=bar)
+  print(*paths, sep='\n')
+
+
+def load_bundle(path):
+  """The networks of a folder. Imports JAX."""
+  from one4d_jax.model import bundle
+
+  return bundle.load(path)
+
+
+def produce(
+  args: argparse.Namespace,
+  *,
+  report: Callable[[str, int, int], None],
+  load: Callable | None = None,
+  tell: Callable[[str], None] = print,
+) -> list[pathlib.Path]:
+  """Everything that the command does: checks, reads, loads, samples, fits cameras and writes. Returns the files.
+
+  Args:
+    report: called with (stage, done, total): ``load``, ``sample`` (total: solver steps), ``fit cameras``, ``write``.
+    load: gives the bundle of a folder; a server passes one that remembers.
+    tell: takes lines for people: what was read and how.
+
+  Raises UserError for whatever is wrong with the request, before work is spent.
+  """
   from one4d_jax import request as requests
 
   request = requests.read(args)
-  print(*request.log, sep='\n')
-  clock = Clock()
-  with clock('import and load'):
-    bundle = load_bundle(request.weights)
+  for line in request.log:
+    tell(line)
+  clock = Clock(report)
+  with clock('load'):
+    bundle = (load or load_bundle)(request.weights)
   with clock('sample'):
-    made, settings = sample(bundle, request, args)
+    made, settings = sample(bundle, request, args, report)
   with clock('fit cameras'):
     scene, focal_std = build_scene(made, request)
   playback = max(request.fps, SLOWEST)
   if playback != request.fps:
     request.log.append(f'playback: {playback:g} fps, faster than life: the frames lie {1 / request.fps:.2f} s apart')
-    print(request.log[-1])
+    tell(request.log[-1])
   run = {
-    'command': shlex.join(['python', '-m', 'one4d_jax.sample', *sys.argv[1:]]),
+    'command': command_line(args),
     'task': request.task,
     'prompt': request.prompt,
     'input': request.policy,
@@ -87,41 +121,37 @@ def main(args: argparse.Namespace) -> None:
   }
   from one4d_jax.viewer.export import write_scene
 
-  paths = write_scene(scene, request.out, run=run, overwrite=args.overwrite, fps=playback)
-  print('timings:', ', '.join(f'{name} {seconds:.1f} s' for name, seconds in clock.seconds.items()))
-  print(*paths, sep='\n')
+  with clock('write'):
+    paths = write_scene(scene, request.out, run=run, overwrite=args.overwrite, fps=playback)
+  tell('timings: ' + ', '.join(f'{name} {seconds:.1f} s' for name, seconds in clock.seconds.items()))
+  return paths
 
 
-def load_bundle(path):
-  """The networks of a folder. Imports JAX."""
-  from one4d_jax.model import bundle
+def command_line(args: argparse.Namespace) -> str:
+  """The command that gives these arguments; what equals its default is left out."""
+  words = ['python', '-m', 'one4d_jax.sample']
+  for action in parser()._actions:
+    value = getattr(args, action.dest, action.default)
+    if value == action.default:
+      continue
+    words += [action.option_strings[0], *([] if action.nargs == 0 else [str(value)])]
+  return shlex.join([*words, *(f'--config.{override}' for override in getattr(args, 'overrides', ()))])
 
-  return bundle.load(path)
 
-
-def sample(bundle, request, args: argparse.Namespace):
-  """``(generated videos, the settings used)``, with a progress bar over the solver's steps."""
-  from tqdm import tqdm
-
+def sample(bundle, request, args: argparse.Namespace, report: Callable[[str, int, int], None]):
+  """``(generated videos, the settings used)``."""
   from one4d_jax.model.generate import generate
 
   names = ('steps', 'guidance', 'shift', 'solver')
   settings = {n: getattr(bundle.config, n) if getattr(args, n) is None else getattr(args, n) for n in names}
-  with tqdm(total=settings['steps'], desc='compiling', unit='step') as bar:
+  done = itertools.count(1)
 
-    def progress(step: int) -> None:
-      bar.set_description('sampling', refresh=False)
-      bar.update()
+  def progress(step: int) -> None:
+    report('sample', next(done), settings['steps'])
 
-    made = generate(
-      bundle,
-      request.video,
-      request.observed,
-      request.prompt,
-      seed=args.seed,
-      progress=progress,
-      **settings,
-    )
+  made = generate(
+    bundle, request.video, request.observed, request.prompt, seed=args.seed, progress=progress, **settings
+  )
   return made, settings
 
 
@@ -150,15 +180,39 @@ def build_scene(made, request):
   return scene, cameras.focal_std
 
 
-class Clock:
-  """Wall-clock seconds of named parts: ``with clock('load'): ...``."""
+class Bar:
+  """A progress bar for each stage that reports; used as ``with Bar() as report``."""
 
-  def __init__(self):
+  def __enter__(self):
+    self._stage, self._bar = '', None
+    return self
+
+  def __exit__(self, failed, *_):
+    if self._bar is not None:
+      self._bar.update(0 if failed else self._bar.total - self._bar.n)
+      self._bar.close()
+
+  def __call__(self, stage: str, done: int, total: int) -> None:
+    from tqdm import tqdm
+
+    if stage != self._stage:
+      self.__exit__(None)
+      self._stage, self._bar = stage, tqdm(desc=stage)
+    self._bar.total = total
+    self._bar.update(done - self._bar.n)
+
+
+class Clock:
+  """Wall-clock seconds of named stages, reported as they begin: ``with clock('load'): ...``."""
+
+  def __init__(self, report: Callable[[str, int, int], None]):
     self.seconds: dict[str, float] = {}
+    self._report = report
 
   @contextlib.contextmanager
   def __call__(self, name: str):
     start = time.perf_counter()
+    self._report(name, 0, 1)
     yield
     self.seconds[name] = round(time.perf_counter() - start, 2)
 

@@ -62,7 +62,7 @@ def model(monkeypatch, clip):
   normalised, unit = pointmap.normalise(points, clip.valid)
   made = types.SimpleNamespace(rgb=clip.rgb / 127.5 - 1, xyz=pointmap.encode_input(normalised, clip.valid))
 
-  def fake_sample(bundle, request, args):
+  def fake_sample(bundle, request, args, report):
     asked.append(request)
     return made, {'steps': 4}
 
