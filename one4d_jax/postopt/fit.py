@@ -1,28 +1,32 @@
-"""Cameras and depth from a pointmap: Levenberg-Marquardt on poses and focal length, depth in closed form.
+"""Cameras and depth from a pointmap: Levenberg-Marquardt on poses and intrinsics, depth in closed form.
 
   L_all = mean rho(e) + smoothness * L_s,   L_s = mean_i ||R_i^T R_(i+1) - I||_F + ||o_(i+1) - o_i||_2    (Eq. 12)
 
 rho is the Huber loss with slope 1 and radius 2 median |e|, renewed as the fit improves. The data term thus counts in
 units of the mean miss over the median distance, and so does ``smoothness``. Both terms are kinked at zero: on an exact
 pointmap the radius vanishes, the data term outweighs a small smoothness and the cameras come out exact, while noise
-widens the radius and lets smoothness act. It pulls towards a static camera; 1e-2 visibly so.
+widens the radius and lets smoothness act.
 
-The per-pixel work is compiled (float32); the (6 F + 1)-sized solve is NumPy in float64.
+The per-pixel work is compiled (float32, in chunks of pixels); the small banded system of a step is float64.
 """
 
 import dataclasses
 import logging
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
 from one4d_jax.checks import checked
-from one4d_jax.errors import ConfigError, DataError
+from one4d_jax.errors import DataError, ShapeError
 from one4d_jax.geometry import se3
+from one4d_jax.postopt.adam import descend
 from one4d_jax.postopt.initialise import FOCAL_RANGE, initialise
-from one4d_jax.postopt.problem import Problem, Solution, depth_and_miss, normal_equations
+from one4d_jax.postopt.options import FitOptions
+from one4d_jax.postopt.problem import Problem, Solution, depth_and_miss, normal_equations, patch_scores
 from one4d_jax.postopt.smoothness import smoothness_equations
+from one4d_jax.postopt.system import System
 
 log = logging.getLogger(__name__)
 
@@ -30,36 +34,23 @@ MIN_PIXELS = 32  # a frame with fewer valid pixels takes its camera from its nei
 TARGET_PIXELS = 4096  # per frame, for the automatic stride
 RADIUS = {'huber': 2.0, 'l1': 0.02, 'l2': 2.0}  # of rho, in medians of |e|
 ROUND = 4  # steps between two renewals of the radius
-
-
-@dataclasses.dataclass(frozen=True)
-class FitOptions:
-  """How to fit."""
-
-  focal: str = 'shared'  # or 'per_frame'
-  loss: str = 'huber'  # or 'l1', 'l2'
-  smoothness: float = 1e-3  # 0 for none
-  stride: int | None = None  # pixels between two used ones; None aims at 4096 a frame
-  iterations: int = 30  # at most; the first third on the squared error
-
-  def __post_init__(self):
-    if self.focal not in ('shared', 'per_frame'):
-      raise ConfigError(f"FitOptions.focal must be 'shared' or 'per_frame', got {self.focal!r}")
-    if self.loss not in RADIUS:
-      raise ConfigError(f'FitOptions.loss must be one of {sorted(RADIUS)}, got {self.loss!r}')
-    if self.smoothness < 0 or self.iterations < 1 or (self.stride is not None and self.stride < 1):
-      raise ConfigError(f'FitOptions needs smoothness >= 0, iterations >= 1 and stride >= 1 or None, got {self}')
+PATCHES = 64  # parts of a frame whose errors are taken as independent of each other
+WEAK = 0.03  # relative error of the focal length beyond which it counts as hardly determined
+FLAT = 0.03  # of the median distance: points nearer than this to a plane (in the median) are one
+NARROW = 20.0  # degrees of view below which a lens is long: perspective hardly shows
+FOCAL = 6  # its place among a frame's unknowns; the principal point comes after it
 
 
 @dataclasses.dataclass(frozen=True)
 class Cameras:
   """Cameras and depth of a clip, in the units and world of the pointmap they were fitted to."""
 
-  K: Float[np.ndarray, 'F 3 3']  # pixels; principal point in the middle
+  K: Float[np.ndarray, 'F 3 3']  # pixels; square ones
   world_from_cam: Float[np.ndarray, 'F 4 4']
   depth: Float[np.ndarray, 'F H W']  # planar; 0 where invalid or behind the camera
   residual: Float[np.ndarray, 'F']  # RMS distance of points to their rays; NaN: too few pixels, camera interpolated
-  focal_std: float  # of the (worst) focal length, in pixels, were the misses of the used pixels independent
+  focal_std: float  # standard error of the (worst) focal length in pixels; 0: it was given
+  warnings: tuple[str, ...] = ()  # for people
 
 
 @checked
@@ -67,101 +58,181 @@ def fit_cameras(
   pointmap: Float[np.ndarray, 'F H W 3'],
   valid: Bool[np.ndarray, 'F H W'],
   *,
+  confidence: Float[np.ndarray, 'F H W'] | None = None,
   options: FitOptions = FitOptions(),
   init: Cameras | None = None,
 ) -> Cameras:
   """Fits the cameras that see ``pointmap`` (world: the first camera, up to scale), and their depth.
 
   Moving objects need no mask. Frames with fewer than 32 valid pixels get the camera interpolated between their
-  neighbours and a residual of NaN. ``init`` replaces the built-in starting point.
+  neighbours and a residual of NaN. ``confidence`` weights pixels (0: as if invalid; only ratios matter). ``init``
+  replaces the built-in starting point. The standard error of the focal length is estimated from the misses
+  themselves (a sandwich over 8 x 8 patches and 4 frames), so errors that are smooth within a patch count in full.
 
   Raises:
-    DataError: no frame has enough valid pixels, or every valid point is the origin.
+    DataError: no frame has enough valid pixels, every valid point is the origin, or a confidence is negative or NaN.
+    ShapeError: confidence of another shape.
   """
   frames, height, width = valid.shape
+  if confidence is not None and confidence.shape != valid.shape:
+    raise ShapeError(f'fit_cameras: confidence must have the shape of valid, {valid.shape}, got {confidence.shape}')
+  if confidence is not None and not (confidence[valid] >= 0).all():
+    raise DataError('fit_cameras: a confidence is negative or NaN; mark such pixels invalid')
   valid = valid & np.isfinite(pointmap).all(axis=-1)
-  usable = valid.sum(axis=(1, 2)) >= MIN_PIXELS
+  seen = valid if confidence is None else valid & (confidence > 0)
+  count = seen.sum(axis=(1, 2))
+  usable = count >= MIN_PIXELS
   if not usable.any():
-    most = int(valid.sum(axis=(1, 2)).max(initial=0))
-    raise DataError(f'fit_cameras: no frame has {MIN_PIXELS} valid pixels (the best has {most}); nothing to fit')
-  unit = float(np.median(np.linalg.norm(pointmap[valid], axis=-1)))
-  if unit <= 0:
+    raise DataError(f'fit_cameras: no frame has {MIN_PIXELS} valid pixels (the best has {count.max()}); nothing to fit')
+  every = max(seen.size // 1_000_000, 1)
+  unit = float(np.median(np.linalg.norm(pointmap.reshape(-1, 3)[::every][seen.ravel()[::every]], axis=-1)))
+  if not unit > 0:
     raise DataError('fit_cameras: most valid points are the origin itself; is this a pointmap?')
-  points = np.where(valid[..., None], pointmap, 0).astype(np.float32) / np.float32(unit)
 
-  sampled = _problem(points, valid, _stride(valid, usable, options.stride))
+  used = np.flatnonzero(usable)
+  grid = _grid(seen, usable, options.stride)
+  weight = seen[grid] if confidence is None else np.where(seen[grid], confidence[grid], 0)
+  problem = Problem(
+    jnp.asarray(_points(pointmap[grid], seen[grid], unit)[used]),
+    _pixels(height, width, grid),
+    jnp.asarray(weight.reshape(frames, -1)[used], jnp.float32),
+  )
   extent = max(height, width)
-  start = initialise(sampled, usable) if init is None else _from_cameras(init, unit, extent)
-  state = _Fit(sampled, options, usable)
-  solution = state.run(start)
-  focal_std = state.focal_std(solution) * extent
+  known = options.known_focal / extent
+  start = initialise(_coarse(problem), known) if init is None else _from_cameras(init, used, unit, valid.shape)
+  if known:
+    start = dataclasses.replace(start, log_focal=jnp.full(len(used), np.log(known), jnp.float32))
+  if options.method == 'adam':
+    solution = descend(problem, start, options)
+  else:
+    solution = _Fit(problem, options).run(start)
+  spread, weakness = _Fit(problem, options).focal_errors(solution)
+  warnings = [] if known else [*_doubts(problem, solution, spread, weakness)]
+  if not usable.all():
+    few = ', '.join(map(str, np.flatnonzero(~usable)))
+    warnings.append(f'frames {few} have too few valid pixels; their cameras are interpolated')
   solution = _carry(solution, usable)
 
-  depth, miss = (np.asarray(x).reshape(valid.shape) for x in depth_and_miss(_problem(points, valid, 1), solution))
-  count = np.maximum(valid.sum(axis=(1, 2)), 1)
-  residual = np.sqrt(np.square(miss).sum(axis=(1, 2)) / count) * unit
-  K = np.tile(np.diag([0.0, 0.0, 1.0]), (frames, 1, 1))
-  K[:, 0, 0] = K[:, 1, 1] = np.exp(np.asarray(solution.log_focal)) * extent
-  K[:, 0, 2], K[:, 1, 2] = width / 2, height / 2
+  focal = np.exp(np.asarray(solution.log_focal, np.float64)) * extent
+  K = np.zeros((frames, 3, 3))
+  K[:, 0, 0] = K[:, 1, 1] = focal
+  K[:, :2, 2] = np.asarray(solution.centre) * extent + [width / 2, height / 2]
+  K[:, 2, 2] = 1
   pose = np.array(solution.pose)
   pose[:, :3, 3] *= unit
-  return Cameras(
+  depth, residual = _full_depth(pointmap, valid, solution, unit)
+  found = Cameras(
     K.astype(np.float32),
     pose,
-    np.maximum(depth, 0) * np.float32(unit),
+    depth,
     np.where(usable, residual, np.nan).astype(np.float32),
-    focal_std,
+    float(spread * focal.max()),
+    tuple(warnings),
   )
+  for warning in found.warnings:
+    log.warning('fit_cameras: %s', warning)
+  return found
 
 
-def _stride(valid: np.ndarray, usable: np.ndarray, stride: int | None) -> int:
-  """The given stride, or the one nearest to the target; smaller if a usable frame would lose its pixels."""
-  stride = stride or max(1, round((valid[0].size / TARGET_PIXELS) ** 0.5))
-  while stride > 1 and (valid[:, stride // 2 :: stride, stride // 2 :: stride].sum((1, 2)) < MIN_PIXELS)[usable].any():
+def _grid(seen: np.ndarray, usable: np.ndarray, stride: int) -> tuple[slice, slice, slice]:
+  """Every ``stride``-th pixel, by default of about 4096 a frame; more where a usable frame would lose its pixels."""
+  stride = stride or max(1, round((seen[0].size / TARGET_PIXELS) ** 0.5))
+  grid = lambda: (slice(None), slice(stride // 2, None, stride), slice(stride // 2, None, stride))
+  while stride > 1 and (seen[grid()].sum((1, 2)) < MIN_PIXELS)[usable].any():
     stride //= 2
-  return stride
+  return grid()
 
 
-def _problem(points: np.ndarray, valid: np.ndarray, stride: int) -> Problem:
-  frames, height, width = valid.shape
-  grid = slice(stride // 2, None, stride)
+def _pixels(height: int, width: int, grid=(slice(None),) * 3) -> Float[np.ndarray, 'P 2']:
+  """Pixel centres from the middle of the image, over max(H, W)."""
   u, v = np.meshgrid(np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2)
-  pixels = np.stack([u, v], axis=-1)[grid, grid].reshape(-1, 2) / max(height, width)
-  return Problem(
-    jnp.asarray(points[:, grid, grid].reshape(frames, -1, 3)),
-    jnp.asarray(pixels, jnp.float32),
-    jnp.asarray(valid[:, grid, grid].reshape(frames, -1), jnp.float32),
-  )
+  return jnp.asarray(np.stack([u, v], axis=-1)[grid[1:]].reshape(-1, 2) / max(height, width), jnp.float32)
 
 
-def _from_cameras(cameras: Cameras, unit: float, extent: int) -> Solution:
-  pose = np.array(cameras.world_from_cam, np.float32)
+def _points(pointmap: np.ndarray, seen: np.ndarray, unit: float) -> Float[np.ndarray, 'F P 3']:
+  return (np.where(seen[..., None], pointmap, 0) / np.float32(unit)).reshape(len(seen), -1, 3).astype(np.float32)
+
+
+def _coarse(problem: Problem) -> Problem:
+  """About 4096 pixels a frame, enough to start from."""
+  every = max(problem.weight.shape[1] // TARGET_PIXELS, 1)
+  return Problem(problem.points[:, ::every], problem.pixels[::every], problem.weight[:, ::every])
+
+
+def _from_cameras(cameras: Cameras, used: np.ndarray, unit: float, shape: tuple[int, int, int]) -> Solution:
+  _, height, width = shape
+  pose = np.array(cameras.world_from_cam[used], np.float32)
   pose[:, :3, 3] /= unit
-  return Solution(jnp.asarray(pose), jnp.asarray(np.log(cameras.K[:, 0, 0] / extent), jnp.float32))
+  K = cameras.K[used].astype(np.float64)
+  centre = (K[:, :2, 2] - [width / 2, height / 2]) / max(height, width)
+  log_focal = np.log(K[:, 0, 0] / max(height, width))
+  return Solution(jnp.asarray(pose), jnp.asarray(log_focal, jnp.float32), jnp.asarray(centre, jnp.float32))
 
 
 def _carry(solution: Solution, usable: np.ndarray) -> Solution:
-  """Cameras of unusable frames: interpolated between the nearest usable ones, or copied at the ends."""
-  if usable.all():
-    return solution
+  """Cameras of all frames from those of the usable ones: interpolated between neighbours, copied at the ends."""
   index, good = np.arange(len(usable)), np.flatnonzero(usable)
-  log.warning('fit_cameras: frames %s have too few valid pixels; their cameras are interpolated', index[~usable])
-  before = good[np.maximum(np.searchsorted(good, index, side='right') - 1, 0)]
-  after = good[np.minimum(np.searchsorted(good, index), len(good) - 1)]
-  fraction = ((index - before) / np.maximum(after - before, 1)).clip(0, 1)
-  pose = se3.interpolate(solution.pose[before], solution.pose[after], jnp.asarray(fraction, jnp.float32))
-  log_focal = np.interp(index, good, np.asarray(solution.log_focal)[good])
-  return Solution(pose, jnp.asarray(log_focal, jnp.float32))
+  before = np.maximum(np.searchsorted(good, index, side='right') - 1, 0)  # places among the usable ones
+  after = np.minimum(np.searchsorted(good, index), len(good) - 1)
+  fraction = ((index - good[before]) / np.maximum(good[after] - good[before], 1)).clip(0, 1)
+  pose = np.where(
+    usable[:, None, None],
+    solution.pose[before],
+    se3.interpolate(solution.pose[before], solution.pose[after], jnp.asarray(fraction, jnp.float32)),
+  )
+  between = lambda x: (1 - fraction) * x[before] + fraction * x[after]
+  log_focal, *centre = (between(np.asarray(x)) for x in (solution.log_focal, *solution.centre.T))
+  return Solution(
+    jnp.asarray(pose), jnp.asarray(log_focal, jnp.float32), jnp.asarray(np.stack(centre, axis=-1), jnp.float32)
+  )
+
+
+def _full_depth(pointmap: np.ndarray, valid: np.ndarray, solution: Solution, unit: float):
+  """Depth [F H W] and RMS miss [F] at full resolution, frame by frame, in the pointmap's units."""
+  pixels = _pixels(*valid.shape[1:])
+  depth, residual = np.zeros(valid.shape, np.float32), np.zeros(len(valid))
+  for i, seen in enumerate(valid):
+    one = Problem(
+      jnp.asarray(_points(pointmap[i : i + 1], seen[None], unit)), pixels, jnp.asarray(seen.reshape(1, -1), jnp.float32)
+    )
+    near, miss = depth_and_miss(one, jax.tree.map(lambda x, i=i: x[i : i + 1], solution))
+    depth[i] = np.maximum(near, 0).reshape(seen.shape) * unit
+    residual[i] = float(np.sqrt(np.square(miss).sum() / max(seen.sum(), 1))) * unit
+  return depth, residual
+
+
+def _doubts(problem: Problem, solution: Solution, spread: float, weakness: float):
+  """Why the focal length may be wrong although every ray meets its point, as one sentence, if at all."""
+  x = np.asarray(problem.points, np.float64)[np.asarray(problem.weight) > 0]
+  x = x - x.mean(axis=0)
+  view = 2 * np.degrees(np.arctan(0.5 / np.exp(float(np.max(solution.log_focal)))))
+  reasons = []
+  if np.median(np.abs(x @ np.linalg.eigh(x.T @ x)[1][:, 0])) < FLAT:
+    reasons.append('it shows one plane')
+  if view < NARROW:
+    reasons.append(f'its view is {view:.0f} degrees narrow')
+  if max(spread, weakness) > WEAK:
+    reasons.append(
+      f'its standard error is {spread:.1%}, and errors of 1 % that are alike over an eighth of the image would move it '
+      f'by {weakness:.0%}'
+    )
+  if reasons:
+    yield f'the clip hardly determines the focal length ({"; ".join(reasons)}); give it if it is known'
 
 
 class _Fit:
-  """Levenberg-Marquardt over [F * 6 pose steps, 1 or F log focal lengths]."""
+  """Levenberg-Marquardt over a camera a frame, and intrinsics for each or for all."""
 
-  def __init__(self, problem: Problem, options: FitOptions, usable: np.ndarray):
-    self.options, self.frames = options, len(usable)
-    self.problem = dataclasses.replace(problem, weight=problem.weight * jnp.asarray(usable, jnp.float32)[:, None])
-    self.valid, self.used = np.asarray(self.problem.weight) > 0, np.flatnonzero(usable)
-    self.focals = 1 if options.focal == 'shared' else self.frames
+  def __init__(self, problem: Problem, options: FitOptions):
+    self.problem, self.options = problem, options
+    self.frames, self.valid = len(problem.weight), np.asarray(problem.weight) > 0
+    focal = [] if options.known_focal else [FOCAL]
+    own = focal if options.focal == 'per_frame' else []
+    self.local = [*range(FOCAL), *own]
+    self.shared = [
+      *(focal if not own else []),
+      *([FOCAL + 1, FOCAL + 2] if options.principal_point == 'shared' else []),
+    ]
 
   def run(self, solution: Solution) -> Solution:
     """From the starting point to the optimum: squared error first, then rounds of the chosen loss."""
@@ -176,17 +247,37 @@ class _Fit:
       left -= ROUND
     return solution
 
-  def focal_std(self, solution: Solution) -> float:
-    """Standard deviation of the focal length, over max(H, W), from the inverse of the normal matrix."""
-    size = np.asarray(depth_and_miss(self.problem, solution)[1])[self.valid]
+  def focal_errors(self, solution: Solution) -> tuple[float, float]:
+    """Relative standard error of the (worst) focal length, and its change under nominal errors of 1 %.
+
+    Both from row h of the inverse normal matrix: sum (h . g)^2 over the scores g of patches, and over patches that
+    are off by 1 % of the median distance each.
+    """
+    if self.options.known_focal:
+      return 0.0, 0.0
     delta = self._radius(solution, 'huber')
-    robust = np.minimum(1, delta / np.maximum(size, 1e-30))
-    variance = (robust * size**2).sum() / max(2 * robust.sum() - 6 * len(self.used) - self.focals, 1)
-    _, hessian, _ = self._assemble(solution, delta, 1 / len(size), 0.0)  # unit 1 / n: sums, not means
-    scale = np.sqrt(np.maximum(np.diag(hessian), 1e-30))
-    inverse = np.linalg.pinv(hessian / np.outer(scale, scale), hermitian=True) / np.outer(scale, scale)
-    relative = np.sqrt(variance * np.diag(inverse)[6 * self.frames :].max())
-    return float(relative * np.exp(np.asarray(solution.log_focal)).max())
+    _, system = self._system(solution, delta, 1 / float(self.problem.weight.sum()), 0.0)  # unit 1 / n: sums, not means
+    local, shared = np.zeros((self.frames, len(self.local), 1)), np.zeros((len(self.shared), 1))
+    if FOCAL in self.shared:
+      shared[0] = 1
+    else:
+      local = np.zeros((self.frames, len(self.local), self.frames))
+      local[np.arange(self.frames), -1, np.arange(self.frames)] = 1
+      shared = np.zeros((len(self.shared), self.frames))
+    rows, shared_rows = system.solve(local, shared, 1e-9)
+    every = np.zeros((self.frames, 9, rows.shape[-1]))
+    every[:, self.local] = rows
+    every[:, self.shared] = shared_rows
+    scores = np.asarray(patch_scores(self.problem, solution, jnp.float32(delta)), np.float64)
+    parts = np.einsum('pfi,fim->pfm', scores, every)
+    groups = np.add.reduceat(parts, np.arange(0, self.frames, 4), axis=1)
+    count = np.count_nonzero(groups[..., 0])
+    spread = np.sqrt((groups**2).sum(axis=(0, 1)).max() * count / max(count - 1, 1))
+    inverse = rows[np.arange(self.frames), -1, np.arange(self.frames)] if FOCAL in self.local else shared_rows[0]
+    if not inverse.min() > 0:  # singular: any focal length would do
+      return np.inf, np.inf
+    pixels = self.valid.sum() / self.frames
+    return float(spread), float(0.01 * np.sqrt(inverse.max() * max(pixels / PATCHES, 1)))
 
   def _radius(self, solution: Solution, loss: str) -> float:
     miss = np.asarray(depth_and_miss(self.problem, solution)[1])[self.valid]
@@ -194,51 +285,51 @@ class _Fit:
 
   def _minimise(self, solution, delta, unit, smoothness, steps) -> tuple[Solution, bool]:
     """The solution after at most ``steps``, and whether it moved: a cost lower by more than 1e-4 of itself."""
-    cost, hessian, gradient = self._assemble(solution, delta, unit, smoothness)
+    cost, system = self._system(solution, delta, unit, smoothness)
     first, damping = cost, 1e-4
     for _ in range(steps):
-      trial = self._step(solution, hessian, gradient, damping)
-      trial_cost, *equations = self._assemble(trial, delta, unit, smoothness)
-      if trial_cost >= cost:
+      try:
+        trial = self._moved(solution, *system.step(damping + 1e-12))
+      except np.linalg.LinAlgError:
+        damping = damping * 10 + 1e-9
+        continue
+      trial_cost, trial_system = self._system(trial, delta, unit, smoothness)
+      if not trial_cost < cost:
         damping *= 10
         continue
-      done = cost - trial_cost < 1e-6 * cost
-      solution, cost, (hessian, gradient), damping = trial, trial_cost, equations, damping * 0.1
+      done = cost - trial_cost < self.options.tolerance * cost
+      solution, cost, system, damping = trial, trial_cost, trial_system, damping * 0.1
       if done:
         break
     return solution, first - cost > 1e-4 * first
 
-  def _assemble(self, solution, delta, unit, smoothness):
-    """Cost, normal matrix and gradient of all unknowns, float64."""
+  def _system(self, solution, delta, unit, smoothness) -> tuple[float, System]:
+    """Cost and linear system of all unknowns."""
     radius = jnp.float32(min(delta, 1e30))
     cost, blocks, slope = (
       np.asarray(x, np.float64) for x in normal_equations(self.problem, solution, radius, jnp.float32(unit))
     )
-    frames, frame = self.frames, np.arange(self.frames)
-    size = 6 * frames + self.focals
-    hessian, gradient = np.zeros((size, size)), np.zeros(size)
-    focal = 6 * frames + (np.zeros(frames, int) if self.focals == 1 else frame)
-    pose = 6 * frame[:, None] + np.arange(6)
-    hessian[pose[:, :, None], pose[:, None, :]] = blocks[:, :6, :6]
-    hessian[pose, focal[:, None]] = hessian[focal[:, None], pose] = blocks[:, :6, 6]
-    np.add.at(hessian, (focal, focal), blocks[:, 6, 6])
-    gradient[pose] = slope[:, :6]
-    np.add.at(gradient, focal, slope[:, 6])
-    if smoothness > 0 and len(self.used) > 1:
-      extra_cost, extra_hessian, extra_gradient = smoothness_equations(solution.pose, self.used)
-      share = smoothness / (len(self.used) - 1)
-      cost = cost + share * extra_cost
-      hessian[: 6 * frames, : 6 * frames] += share * extra_hessian
-      gradient[: 6 * frames] += share * extra_gradient
-    return float(cost), hessian, gradient
+    part = lambda rows, columns: blocks[:, rows][:, :, columns]
+    own, local = part(self.local, self.local), slope[:, self.local]
+    next = np.zeros((self.frames - 1, len(self.local), len(self.local)))
+    if smoothness > 0 and self.frames > 1:
+      chain = smoothness_equations(solution.pose)
+      share = smoothness / (self.frames - 1)
+      cost = cost + share * chain.value
+      own[:, :6, :6] += share * chain.own
+      next[:, :6, :6] = share * chain.next
+      local[:, :6] += share * chain.gradient
+    corner, shared = part(self.shared, self.shared).sum(axis=0), slope[:, self.shared].sum(axis=0)
+    return float(cost), System(own, next, part(self.local, self.shared), corner, local, shared)
 
-  def _step(self, solution, hessian, gradient, damping) -> Solution:
-    """A damped Gauss-Newton step, with the diagonal scaled to one."""
-    scale = np.sqrt(np.where(np.diag(hessian) > 1e-20, np.diag(hessian), 1))
-    scaled = hessian / np.outer(scale, scale) + damping * np.eye(len(scale))
-    step = -np.linalg.solve(scaled + 1e-12 * np.eye(len(scale)), gradient / scale) / scale
-    pose_step = jnp.asarray(step[: 6 * self.frames].reshape(-1, 6), jnp.float32)
-    log_focal = np.asarray(solution.log_focal) + step[6 * self.frames :].clip(-1, 1)
+  def _moved(self, solution: Solution, local: np.ndarray, shared: np.ndarray) -> Solution:
+    """The solution after a step."""
+    step = np.zeros((self.frames, 9))
+    step[:, self.local] = local
+    step[:, self.shared] = shared
+    log_focal = (np.asarray(solution.log_focal) + step[:, FOCAL].clip(-1, 1)).clip(*np.log(FOCAL_RANGE))
     return Solution(
-      se3.retract(solution.pose, pose_step), jnp.asarray(log_focal.clip(*np.log(FOCAL_RANGE)), jnp.float32)
+      se3.retract(solution.pose, jnp.asarray(step[:, :6], jnp.float32)),
+      jnp.asarray(log_focal, jnp.float32),
+      solution.centre + jnp.asarray(step[:, FOCAL + 1 :].clip(-0.1, 0.1), jnp.float32),
     )

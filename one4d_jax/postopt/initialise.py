@@ -41,7 +41,7 @@ def _moments(problem: Problem, focal: Float[Array, '']):
   weight = problem.weight / jnp.maximum(problem.weight.sum(-1, keepdims=True), 1)
   centroid = jnp.einsum('fp,fpi->fi', weight, problem.points, precision=HIGHEST)
   x = problem.points - centroid[:, None]
-  r = rays(problem.pixels, focal)
+  r = rays(problem.pixels, jnp.log(focal), jnp.zeros(2))
   r = r / jnp.linalg.norm(r, axis=-1, keepdims=True)
   plane = jnp.eye(3) - r[:, :, None] * r[:, None, :]
   zeroth = jnp.einsum('fp,pkl->fkl', weight, plane, precision=HIGHEST)
@@ -134,19 +134,23 @@ def _first_frame_focal(problem: Problem) -> float | None:
   if not np.isfinite(focal) or not FOCAL_RANGE[0] <= focal <= FOCAL_RANGE[1]:
     return None
   frame = Problem(problem.points[:1], problem.pixels, problem.weight[:1])
-  at_origin = Solution(jnp.eye(4)[None], jnp.log(jnp.float32(focal))[None])
+  at_origin = Solution(jnp.eye(4)[None], jnp.log(jnp.float32(focal))[None], jnp.zeros((1, 2)))
   valid = np.asarray(problem.weight[0]) > 0
   depth, miss = (np.asarray(x)[0][valid] for x in depth_and_miss(frame, at_origin))
   return focal if np.median(miss) < FAR_OFF and np.median(depth) > 0 else None
 
 
-def initialise(problem: Problem, usable: np.ndarray) -> Solution:
-  """Focal length and poses. Frame 0 starts at the origin, unless its points say it is elsewhere."""
-  focal = _first_frame_focal(problem) if usable[0] else None
+def initialise(problem: Problem, known_focal: float = 0.0) -> Solution:
+  """Focal length (unless known, over max(H, W)) and poses.
+
+  Frame 0 starts at the origin, unless its points say it is elsewhere.
+  """
+  focal = _first_frame_focal(problem)
   at_origin = focal is not None
-  if focal is None:  # the world is some other frame: try focal lengths on the first usable one
-    k = int(np.flatnonzero(usable)[0])
-    frame = Problem(problem.points[k : k + 1], problem.pixels, problem.weight[k : k + 1])
+  if known_focal:
+    focal = known_focal
+  elif not at_origin:  # the world is some other frame: try focal lengths on the first one
+    frame = Problem(problem.points[:1], problem.pixels, problem.weight[:1])
     focal = float(min(SCAN, key=lambda f: poses(frame, f)[1][0]))
   pose, cost = poses(problem, focal)
   if at_origin or not np.isfinite(cost[0]):
@@ -154,4 +158,4 @@ def initialise(problem: Problem, usable: np.ndarray) -> Solution:
   for k in np.flatnonzero(~np.isfinite(cost[1:])) + 1:
     pose[k] = pose[k - 1]
   log_focal = np.full(len(pose), np.log(focal))
-  return Solution(jnp.asarray(pose, jnp.float32), jnp.asarray(log_focal, jnp.float32))
+  return Solution(jnp.asarray(pose, jnp.float32), jnp.asarray(log_focal, jnp.float32), jnp.zeros((len(pose), 2)))

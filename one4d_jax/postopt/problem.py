@@ -9,7 +9,8 @@ Each frame is a resection of its own pixels: a moving object's point lies on tha
 dynamic scenes need no mask. The Jacobian leaves dD out (Kaufman); the gradient stays exact because e is
 perpendicular to r. e is held in two components, along an orthonormal basis of the plane perpendicular to r.
 
-Units: points over the median distance of the valid points, pixels and focal lengths over max(H, W).
+Units: points over the median distance of the valid points, pixels and focal lengths over max(H, W). Pixels are worked
+on in chunks, so memory beyond the problem itself does not grow with the resolution.
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ from jaxtyping import Array, Float
 
 from one4d_jax.geometry.camera import HIGHEST
 
-UNKNOWNS = 7  # per frame: v (3), omega (3), log focal length
+UNKNOWNS = 9  # per frame: v (3), omega (3), log focal length, principal point (2)
+_CHUNK = 2**16  # points of all frames that are worked on at a time
 
 
 @jax.tree_util.register_dataclass
@@ -29,8 +31,8 @@ class Problem:
   """What is observed."""
 
   points: Float[Array, 'F P 3']
-  pixels: Float[Array, 'P 2']  # from the principal point
-  weight: Float[Array, 'F P']  # 1, or 0 where nothing is observed
+  pixels: Float[Array, 'P 2']  # from the middle of the image
+  weight: Float[Array, 'F P']  # confidence; 0 where nothing is observed
 
 
 @jax.tree_util.register_dataclass
@@ -40,11 +42,12 @@ class Solution:
 
   pose: Float[Array, 'F 4 4']  # world_from_cam
   log_focal: Float[Array, 'F']
+  centre: Float[Array, 'F 2']  # principal point, from the middle of the image
 
 
-def rays(pixels: Float[Array, 'P 2'], focal: Float[Array, '*F']) -> Float[Array, '*F P 3']:
-  """K^-1 (u, v, 1)."""
-  xy = pixels / focal[..., None, None]
+def rays(pixels: Float[Array, 'P 2'], log_focal: Float[Array, '*F'], centre: Float[Array, '*F 2']):
+  """K^-1 (u, v, 1) ``[*F P 3]``."""
+  xy = (pixels - centre[..., None, :]) / jnp.exp(log_focal)[..., None, None]
   return jnp.concatenate([xy, jnp.ones_like(xy[..., :1])], axis=-1)
 
 
@@ -61,44 +64,80 @@ def _split(problem: Problem, solution: Solution):
   """Camera-frame points Y [F P 3], rays r [F P 3], depth D [F P], basis [F P 2 3], miss e [F P 2]."""
   offset = problem.points - solution.pose[:, None, :3, 3]
   y = jnp.einsum('fpi,fij->fpj', offset, solution.pose[:, :3, :3], precision=HIGHEST)
-  r = rays(problem.pixels, jnp.exp(solution.log_focal))
+  r = rays(problem.pixels, solution.log_focal, solution.centre)
   depth = (r * y).sum(-1) / (r * r).sum(-1)
   basis = _perpendicular(r)
   e = (basis * y[..., None, :]).sum(-1)
   return y, r, depth, basis, e
 
 
+def _derivatives(problem: Problem, solution: Solution):
+  """Miss e [F P 2] and its Jacobian [F P 2 9]."""
+  y, r, depth, basis, e = _split(problem, solution)
+  turn = jnp.cross(basis, jnp.broadcast_to(y[..., None, :], basis.shape))  # b . [Y]x
+  moved = depth[..., None, None] * basis[..., :2]  # -D b . dr, with dr = (-x, -y, 0) d log f or -(dcx, dcy, 0) / f
+  zoom = (moved * r[..., None, :2]).sum(-1)
+  shift = moved / jnp.exp(solution.log_focal)[:, None, None, None]
+  return e, jnp.concatenate([-basis, turn, zoom[..., None], shift], axis=-1)
+
+
+def _chunks(problem: Problem) -> Problem:
+  """The problem with its pixels in chunks, ``[n F C ...]``; the last one is filled up with weight 0."""
+  frames, pixels = problem.weight.shape
+  size = min(max(_CHUNK // frames, 1), pixels)
+  count = -(-pixels // size)
+  pad = lambda x: jnp.pad(x, [(0, 0), (0, count * size - pixels)] + [(0, 0)] * (x.ndim - 2))
+  split = lambda x: jnp.moveaxis(pad(x).reshape(len(x), count, size, *x.shape[2:]), 1, 0)
+  return Problem(split(problem.points), split(problem.pixels[None])[:, 0], split(problem.weight))
+
+
 @jax.jit
 def depth_and_miss(problem: Problem, solution: Solution) -> tuple[Float[Array, 'F P'], Float[Array, 'F P']]:
-  """The best depth and ||e|| of each pixel; zero where invalid. One frame at a time, so any resolution fits."""
+  """The best depth and ||e|| of each pixel; zero where invalid."""
 
-  def one(frame):
-    points, weight, pose, log_focal = (x[None] for x in frame)
-    _, _, depth, _, e = _split(Problem(points, problem.pixels, weight), Solution(pose, log_focal))
-    return jnp.where(weight > 0, depth, 0)[0], jnp.where(weight > 0, jnp.linalg.norm(e, axis=-1), 0)[0]
+  def one(chunk):
+    _, _, depth, _, e = _split(chunk, solution)
+    seen = chunk.weight > 0
+    return jnp.where(seen, depth, 0), jnp.where(seen, jnp.linalg.norm(e, axis=-1), 0)
 
-  return jax.lax.map(one, (problem.points, problem.weight, solution.pose, solution.log_focal))
+  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(len(solution.pose), -1)[:, : problem.weight.shape[1]]
+  return jax.tree.map(join, jax.lax.map(one, _chunks(problem)))
 
 
 @jax.jit
 def normal_equations(
   problem: Problem, solution: Solution, delta: Float[Array, ''], unit: Float[Array, '']
-) -> tuple[Float[Array, ''], Float[Array, 'F 7 7'], Float[Array, 'F 7']]:
-  """Cost, J^T W J and J^T W e per frame, of the mean over valid pixels of
+) -> tuple[Float[Array, ''], Float[Array, 'F 9 9'], Float[Array, 'F 9']]:
+  """Cost, J^T W J and J^T W e per frame, of the weighted mean over pixels of
 
     rho(e) = |e|^2 / (2 unit) up to |e| = delta, then straight on.
 
   With ``unit = delta`` (Huber) the straight part has slope 1, so the cost counts in units of mean |e|.
   """
-  y, r, depth, basis, e = _split(problem, solution)
+  share = 1 / (problem.weight.sum() * unit)
+
+  def add(total, chunk):
+    e, jacobian = _derivatives(chunk, solution)
+    size = jnp.linalg.norm(e, axis=-1)
+    cost = (chunk.weight * share * jnp.where(size <= delta, size * size / 2, delta * (size - delta / 2))).sum()
+    weight = chunk.weight * share * jnp.minimum(1, delta / jnp.maximum(size, 1e-30))
+    weighted = weight[..., None, None] * jacobian
+    hessian = jnp.einsum('fpki,fpkj->fij', weighted, jacobian, precision=HIGHEST)
+    gradient = jnp.einsum('fpki,fpk->fi', weighted, e, precision=HIGHEST)
+    return jax.tree.map(jnp.add, total, (cost, hessian, gradient)), None
+
+  frames = len(solution.pose)
+  zero = (jnp.zeros(()), jnp.zeros((frames, UNKNOWNS, UNKNOWNS)), jnp.zeros((frames, UNKNOWNS)))
+  return jax.lax.scan(add, zero, _chunks(problem))[0]
+
+
+@jax.jit
+def patch_scores(problem: Problem, solution: Solution, delta: Float[Array, '']) -> Float[Array, 'n F 9']:
+  """J^T W e of patches of the image, an 8 x 8 grid of them, for errors that are alike within a patch."""
+  e, jacobian = _derivatives(problem, solution)
   size = jnp.linalg.norm(e, axis=-1)
-  share = problem.weight / problem.weight.sum() / unit
-  cost = (share * jnp.where(size <= delta, size * size / 2, delta * (size - delta / 2))).sum()
-  weight = share * jnp.minimum(1, delta / jnp.maximum(size, 1e-30))
-  turn = jnp.cross(basis, jnp.broadcast_to(y[..., None, :], basis.shape))  # b . [Y]x
-  zoom = depth[..., None] * (basis[..., :2] * r[..., None, :2]).sum(-1)  # d e / d log f = -D dr, dr = (-x, -y, 0)
-  jacobian = jnp.concatenate([-basis, turn, zoom[..., None]], axis=-1)  # [F P 2 7]
-  weighted = weight[..., None, None] * jacobian
-  hessian = jnp.einsum('fpki,fpkj->fij', weighted, jacobian, precision=HIGHEST)
-  gradient = jnp.einsum('fpki,fpk->fi', weighted, e, precision=HIGHEST)
-  return cost, hessian, gradient
+  weight = problem.weight * jnp.minimum(1, delta / jnp.maximum(size, 1e-30))
+  score = jnp.einsum('fp,fpki,fpk->pfi', weight, jacobian, e, precision=HIGHEST)
+  low = problem.pixels.min(axis=0)
+  cell = jnp.clip((8 * (problem.pixels - low) / (problem.pixels.max(axis=0) - low + 1e-6)).astype(jnp.int32), 0, 7)
+  return jax.ops.segment_sum(score, cell[:, 0] * 8 + cell[:, 1], 64)

@@ -7,7 +7,8 @@ import pytest
 from one4d_jax.errors import ConfigError, DataError
 from one4d_jax.geometry import se3
 from one4d_jax.model import pointmap
-from one4d_jax.postopt.fit import Cameras, FitOptions, fit_cameras
+from one4d_jax.postopt.fit import Cameras, fit_cameras
+from one4d_jax.postopt.options import FitOptions
 from one4d_jax.postopt.problem import Problem, Solution, normal_equations
 from one4d_jax.postopt.smoothness import smoothness_equations
 
