@@ -1,7 +1,8 @@
-"""A small scene with exact geometry for the tests of this folder."""
+"""Scenes with exact geometry for the tests of this folder."""
 
 import numpy as np
 
+from one4d_jax.data.clip import Clip
 from one4d_jax.viewer.scene import Scene
 
 
@@ -30,4 +31,22 @@ def small_scene(frames=5, height=24, width=32) -> Scene:
     world_from_cam=pose,
     observed=np.arange(frames) % 2 == 0,
     residual=np.full(frames, 0.01),
+  )
+
+
+def clip_scene(clip: Clip, depth: np.ndarray | None = None) -> Scene:
+  """A clip as a scene, with its own depth or another one."""
+  depth = np.asarray(clip.depth if depth is None else depth, np.float64)
+  u, v = np.meshgrid(np.arange(depth.shape[2]) + 0.5, np.arange(depth.shape[1]) + 0.5)
+  rays = np.einsum('fij,hwj->fhwi', np.linalg.inv(clip.K.astype(np.float64)), np.stack([u, v, np.ones_like(u)], -1))
+  pose = clip.world_from_cam.astype(np.float64)
+  return Scene(
+    rgb=clip.rgb,
+    pointmap=np.einsum('fij,fhwj->fhwi', pose[:, :3, :3], depth[..., None] * rays) + pose[:, None, None, :3, 3],
+    depth=depth,
+    valid=clip.valid,
+    K=clip.K,
+    world_from_cam=pose,
+    observed=np.ones(clip.frames, bool),
+    residual=np.zeros(clip.frames),
   )
