@@ -59,7 +59,8 @@ def _descend(problem: Problem, start: Solution, adam: AdamOptions, smoothness: f
     slope = jax.grad(loss)(unknown)
     if not fit_focal:
       slope['log_focal'] = jnp.zeros_like(slope['log_focal'])
-    change, moments = optimiser.update(slope, moments)
+    with jax.numpy_dtype_promotion('standard'):  # optax relies on it
+      change, moments = optimiser.update(slope, moments)
     return (optax.apply_updates(unknown, change), moments), None
 
   (unknown, _), _ = jax.lax.scan(step, (unknown, optimiser.init(unknown)), length=adam.iterations)

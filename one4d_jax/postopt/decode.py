@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 
 from one4d_jax.model import pointmap
 from one4d_jax.postopt.fit import Cameras, fit_cameras
+from one4d_jax.postopt.options import FitOptions
 
 
 class Geometry(NamedTuple):
@@ -18,8 +19,8 @@ class Geometry(NamedTuple):
   cameras: Cameras
 
 
-def decode(code: Float[np.ndarray, 'F H W 3']) -> Geometry:
-  """Geometry of a decoded, normalised XYZ video.
+def decode(code: Float[np.ndarray, 'F H W 3'], *, options: FitOptions = FitOptions()) -> Geometry:
+  """Geometry of a decoded, normalised XYZ video, its cameras fitted as ``options`` say.
 
   Cameras are fitted to points that the code leaves on their rays. Beyond those, a pixel's depth is the z of its point
   in the fitted camera; the fit's own depth is ``cameras.depth``.
@@ -28,7 +29,7 @@ def decode(code: Float[np.ndarray, 'F H W 3']) -> Geometry:
     DataError: too few such pixels in the whole clip.
   """
   points = pointmap.denormalise(pointmap.undo_soft_limit(code))
-  cameras = fit_cameras(points, pointmap.observation_from_code(code))
+  cameras = fit_cameras(points, pointmap.observation_from_code(code), options=options)
   row = np.linalg.inv(cameras.world_from_cam.astype(np.float64))[:, 2]
   z = np.einsum('fi,fhwi->fhw', row[:, :3], points) + row[:, 3, None, None]
   return Geometry(points, pointmap.valid_from_code(code), z, cameras)

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from one4d_jax.checks import checked
-from one4d_jax.errors import DataError, ShapeError
+from one4d_jax.errors import DataError
 from one4d_jax.geometry import se3
 from one4d_jax.postopt.adam import descend
 from one4d_jax.postopt.initialise import FOCAL_RANGE, initialise
@@ -71,11 +71,9 @@ def fit_cameras(
 
   Raises:
     DataError: no frame has enough valid pixels, every valid point is the origin, or a confidence is negative or NaN.
-    ShapeError: confidence of another shape.
+    jaxtyping.TypeCheckError: arrays whose shapes do not belong together.
   """
   frames, height, width = valid.shape
-  if confidence is not None and confidence.shape != valid.shape:
-    raise ShapeError(f'fit_cameras: confidence must have the shape of valid, {valid.shape}, got {confidence.shape}')
   if confidence is not None and not (confidence[valid] >= 0).all():
     raise DataError('fit_cameras: a confidence is negative or NaN; mark such pixels invalid')
   valid = valid & np.isfinite(pointmap).all(axis=-1)
@@ -211,11 +209,10 @@ def _doubts(problem: Problem, solution: Solution, spread: float, weakness: float
     reasons.append('it shows one plane')
   if view < NARROW:
     reasons.append(f'its view is {view:.0f} degrees narrow')
-  if max(spread, weakness) > WEAK:
-    reasons.append(
-      f'its standard error is {spread:.1%}, and errors of 1 % that are alike over an eighth of the image would move it '
-      f'by {weakness:.0%}'
-    )
+  if spread > WEAK:
+    reasons.append(f'standard error {spread:.0%}')
+  if weakness > WEAK:
+    reasons.append(f'errors of 1 % that are alike over an eighth of the image would move it by {weakness:.0%}')
   if reasons:
     yield f'the clip hardly determines the focal length ({"; ".join(reasons)}); give it if it is known'
 

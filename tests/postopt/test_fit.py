@@ -1,16 +1,22 @@
 """Cameras fitted to pointmaps of a known scene: exact data, noise, and the cases that break naive fits."""
 
+import dataclasses
+import functools
+
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from one4d_jax.errors import ConfigError, DataError
 from one4d_jax.geometry import se3
 from one4d_jax.model import pointmap
 from one4d_jax.postopt.fit import Cameras, fit_cameras
-from one4d_jax.postopt.options import FitOptions
+from one4d_jax.postopt.options import AdamOptions, FitOptions
 from one4d_jax.postopt.problem import Problem, Solution, normal_equations
 from one4d_jax.postopt.smoothness import smoothness_equations
+from one4d_jax.postopt.system import System
 
 
 def path(motion, frames):
@@ -25,7 +31,7 @@ def path(motion, frames):
   return np.asarray(se3.exp(jnp.asarray(tangent, jnp.float32)), np.float64)
 
 
-def room(motion='orbit', frames=20, height=64, width=96, focal=0.8):
+def room(motion='orbit', frames=20, height=64, width=96, focal=0.8, ball_radius=1.0):
   """A camera in a box with a ball that crosses the view: (pointmap, truth as Cameras, share of moving pixels)."""
   pose = path(motion, frames)
   K = np.tile(np.array([[focal * width, 0, width / 2], [0, focal * width, height / 2], [0, 0, 1]]), (frames, 1, 1))
@@ -37,12 +43,25 @@ def room(motion='orbit', frames=20, height=64, width=96, focal=0.8):
   depth = np.max((walls[:, None, None, None] - origin) / rays, axis=0).min(axis=-1)  # leaving the box
   ball = np.stack([np.linspace(-1, 2, frames), np.full(frames, 0.2), np.full(frames, 3.5)], axis=-1)[:, None, None]
   a, b = (rays**2).sum(-1), (rays * (origin - ball)).sum(-1)
-  inside = b**2 - a * (((origin - ball) ** 2).sum(-1) - 1)
+  inside = b**2 - a * (((origin - ball) ** 2).sum(-1) - ball_radius**2)
   hit = inside > 0
   depth = np.where(hit, (-b - np.sqrt(np.maximum(inside, 0))) / a, depth).astype(np.float32)
   K, pose = K.astype(np.float32), pose.astype(np.float32)
   truth = Cameras(K, pose, depth, np.zeros(frames, np.float32), 0.0)
   return pointmap.from_depth(depth, K, pose), truth, hit.mean()
+
+
+def plane(normal, motion='orbit', frames=8, height=48, width=72, focal=0.8):
+  """A camera before one plane four units away: (pointmap, truth as Cameras)."""
+  pose = path(motion, frames)
+  K = np.tile(np.diag([focal * width, focal * width, 1.0]), (frames, 1, 1))
+  K[:, :2, 2] = width / 2, height / 2
+  u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+  rays = np.stack([u, v, np.ones_like(u)], axis=-1) @ np.linalg.inv(K[0]).T
+  rays = np.einsum('fij,hwj->fhwi', pose[:, :3, :3], rays)
+  depth = (np.array([0, 0, 4]) - pose[:, None, None, :3, 3]) @ normal / (rays @ np.asarray(normal, float))
+  K, pose, depth = (x.astype(np.float32) for x in (K, pose, depth))
+  return pointmap.from_depth(depth, K, pose), Cameras(K, pose, depth, np.zeros(frames, np.float32), 0.0)
 
 
 def angles(a, b):
@@ -68,6 +87,14 @@ def all_valid(points):
 def noisy(points, truth, level, seed=0):
   sigma = level * np.median(truth.depth)
   return (points + sigma * np.random.default_rng(seed).normal(size=points.shape)).astype(np.float32)
+
+
+def smooth_noise(points, truth, level, seed=0, *, cell=8):
+  """Errors that are alike over ``cell`` pixels, as a VAE makes them."""
+  frames, height, width, _ = points.shape
+  coarse = np.random.default_rng(seed).normal(size=(frames, height // cell + 1, width // cell + 1, 3))
+  fine = scipy.ndimage.zoom(coarse, (1, height / coarse.shape[1], width / coarse.shape[2], 1), order=1)
+  return (points + level * np.median(truth.depth) * fine / fine.std()).astype(np.float32)
 
 
 def assert_exact(found, truth, name):
@@ -110,11 +137,162 @@ def test_noise(level, limits):
   np.testing.assert_allclose(found.residual, 2**0.5 * level * np.median(truth.depth), rtol=0.1)
 
 
-def test_focal_std_predicts_the_error():
+@pytest.mark.parametrize('noise', [noisy, functools.partial(smooth_noise, cell=4)], ids=['pixels', 'smooth'])
+@pytest.mark.parametrize('focal', ['shared', 'per_frame'])
+def test_focal_std_predicts_the_error(noise, focal):
   points, truth, _ = room(frames=4, height=32, width=48)
-  fits = [fit_cameras(noisy(points, truth, 0.02, seed), all_valid(points)) for seed in range(12)]
-  measured = np.std([fit.K[0, 0, 0] for fit in fits])
+  options = FitOptions(focal=focal, smoothness=0.0)
+  fits = [fit_cameras(noise(points, truth, 0.02, seed), all_valid(points), options=options) for seed in range(16)]
+  measured = np.std([fit.K[:, 0, 0] for fit in fits], axis=0).max()  # of the worst frame, as focal_std
   assert 0.5 < measured / np.mean([fit.focal_std for fit in fits]) < 2
+
+
+def test_smooth_noise():
+  points, truth, _ = room()
+  for level, limits in [(0.01, (5e-3, 1.0)), (0.05, (2e-2, 4.0))]:
+    focal, rotation, _ = errors(
+      fit_cameras(smooth_noise(points, truth, level), all_valid(points)), truth, f'{level:.0%} smooth'
+    )
+    assert focal < limits[0] and rotation < limits[1]
+
+
+def test_moving_pixels_in_the_majority():
+  points, truth, moving = room(ball_radius=1.75)
+  assert 0.6 < moving < 0.75
+  assert_exact(fit_cameras(points, all_valid(points)), truth, f'{moving:.0%} moving')
+
+
+@pytest.mark.parametrize('normal', [(0.3, -0.5, -1), (0, 0, -1)])
+@pytest.mark.parametrize('motion', ['orbit', 'static'])
+def test_one_plane_is_exact_where_it_can_be_and_warns(normal, motion, caplog):
+  points, truth = plane(normal, motion)
+  found = fit_cameras(points, all_valid(points))
+  assert 'one plane' in found.warnings[0] and found.warnings[0] in caplog.text
+  assert np.isfinite(found.K).all() and np.isfinite(found.world_from_cam).all()
+  if motion == 'orbit':
+    assert_exact(found, truth, f'plane {normal}')
+  elif normal == (0, 0, -1):
+    assert 'would move it' in found.warnings[0], 'a plane straight ahead fits any focal length'
+
+
+def test_a_long_lens_warns_and_a_room_does_not():
+  for focal, warns in [(3.0, True), (0.8, False), (0.45, False)]:
+    points, truth, _ = room(frames=6, height=48, width=72, focal=focal)
+    found = fit_cameras(noisy(points, truth, 0.01), all_valid(points))
+    assert bool(found.warnings) == warns, found.warnings
+    if warns:
+      assert '19 degrees' in found.warnings[0]
+
+
+def test_a_large_standard_error_warns():
+  points, truth, _ = room(frames=1, height=32, width=48)
+  assert not fit_cameras(points, all_valid(points)).warnings
+  assert 'standard error' in fit_cameras(smooth_noise(points, truth, 0.1), all_valid(points)).warnings[0]
+
+
+def test_a_known_focal_length_is_kept():
+  points, truth = plane((0, 0, -1), 'static')
+  points = noisy(points, truth, 0.01)
+  free = fit_cameras(points, all_valid(points))
+  known = fit_cameras(points, all_valid(points), options=FitOptions(known_focal=float(truth.K[0, 0, 0])))
+  np.testing.assert_allclose(known.K, truth.K, rtol=1e-6)
+  assert known.focal_std == 0 and not known.warnings
+  far = lambda found: np.linalg.norm(found.world_from_cam[:, :3, 3], axis=-1).max()
+  assert far(known) < 0.2 * far(free)
+
+
+@pytest.mark.parametrize('focal', ['shared', 'per_frame'])
+def test_a_principal_point_off_the_middle(focal):
+  points, truth, _ = room(frames=5, height=48, width=72)
+  cut = np.s_[:, 4:36, 10:60]  # a crop of the images
+  K = truth.K - np.array([[0, 0, 10], [0, 0, 4], [0, 0, 0]], np.float32)
+  found = fit_cameras(points[cut], all_valid(points[cut]), options=FitOptions(principal_point='shared', focal=focal))
+  np.testing.assert_allclose(found.K, K, atol=1e-3)
+  assert angles(found.world_from_cam, truth.world_from_cam).max() < 1e-3
+  bound = fit_cameras(points[cut], all_valid(points[cut]))
+  assert bound.residual.max() > 100 * found.residual.max()
+
+
+def test_confidence_decides_what_counts():
+  points, truth, _ = room(frames=5, height=48, width=72)
+  wrong = np.zeros(points.shape[:3], bool)
+  wrong[:, :, :40] = True  # more than half: no robust loss can tell
+  spoilt = np.where(wrong[..., None], points * np.float32([1.3, 1, 1]), points)
+  confidence = np.where(wrong, 0, 5).astype(np.float32)
+  assert_exact(fit_cameras(spoilt, all_valid(points), confidence=confidence), truth, 'confidence 0')
+  little = np.where(wrong, 1e-3, 1).astype(np.float32)
+  options = FitOptions(loss='l2', smoothness=0.0)
+  trusting, wary = (
+    errors(fit_cameras(spoilt, all_valid(points), confidence=c, options=options), truth)[1] for c in (None, little)
+  )
+  assert wary < 0.05 * trusting
+  for bad in (-confidence, np.full_like(confidence, np.nan)):
+    with pytest.raises(DataError, match='negative or NaN'):
+      fit_cameras(points, all_valid(points), confidence=bad)
+  with pytest.raises(jaxtyping.TypeCheckError, match='confidence'):
+    fit_cameras(points, all_valid(points), confidence=confidence[:2])
+
+
+def test_adam_reaches_the_same_cameras():
+  points, truth, _ = room(frames=6, height=48, width=72)
+  points = noisy(points, truth, 0.01)
+  adam = FitOptions(method='adam', loss='l1', adam=AdamOptions(iterations=300))
+  slow = fit_cameras(points, all_valid(points), options=adam)
+  focal, rotation, _ = errors(slow, truth, 'Adam, 1% noise')
+  assert focal < 5e-3 and rotation < 0.4
+  known = dataclasses.replace(adam, known_focal=50.0)
+  np.testing.assert_allclose(fit_cameras(points, all_valid(points), options=known).K[:, 0, 0], 50, rtol=1e-6)
+
+
+def test_adam_descends_from_a_poor_start():
+  points, truth, _ = room(frames=4, height=32, width=48)
+  poor = dataclasses.replace(truth, K=truth.K * np.float32([[1.2, 1, 1], [1, 1.2, 1], [1, 1, 1]]))
+  run = lambda n: fit_cameras(
+    points, all_valid(points), init=poor,
+    options=FitOptions(method='adam', loss='l1', smoothness=0.0, adam=AdamOptions(iterations=n)),
+  )  # fmt: skip
+  assert errors(run(300), truth, '300')[0] < 0.05 * errors(run(1), truth, '1')[0]
+
+
+def test_the_stop_rule_stops():
+  points, truth, _ = room(frames=3, height=32, width=48)
+  points = noisy(points, truth, 0.05)
+  loose = fit_cameras(points, all_valid(points), options=FitOptions(tolerance=1e9, iterations=30))
+  tight = fit_cameras(points, all_valid(points))
+  assert np.abs(loose.world_from_cam - tight.world_from_cam).max() > 1e-6
+
+
+def test_a_long_clip():
+  points, truth, _ = room(frames=200, height=24, width=36)
+  assert_exact(fit_cameras(points, all_valid(points)), truth, '200 frames')
+
+
+@pytest.mark.parametrize('frames', [1, 2, 5])
+def test_a_step_solves_the_whole_system(frames):
+  rng = np.random.default_rng(frames)
+  n, s, size = 7, 2, 7 * frames + 2
+  half = rng.normal(size=(frames * n + s, size)) / 10
+  dense = half.T @ half + np.eye(size)
+  for i in range(frames):  # only neighbours are coupled
+    for j in range(frames):
+      if abs(i - j) > 1:
+        dense[i * n : i * n + n, j * n : j * n + n] = 0
+  dense += 10 * np.eye(size)
+  gradient = rng.normal(size=size)
+  block = lambda i, j: dense[i * n : i * n + n, j * n : j * n + n]
+  system = System(
+    np.stack([block(i, i) for i in range(frames)]),
+    np.array([block(i, i + 1) for i in range(frames - 1)]).reshape(frames - 1, n, n),
+    dense[: frames * n, frames * n :].reshape(frames, n, s),
+    dense[frames * n :, frames * n :],
+    gradient[: frames * n].reshape(frames, n),
+    gradient[frames * n :],
+  )
+  local, shared = system.step(0.0)
+  np.testing.assert_allclose(np.concatenate([local.ravel(), shared]), np.linalg.solve(dense, -gradient), rtol=1e-9)
+  damped, _ = system.step(3.0)
+  want = np.linalg.solve(dense + 3 * np.diag(np.diag(dense)), -gradient)
+  np.testing.assert_allclose(damped.ravel(), want[: frames * n], rtol=1e-9)
 
 
 def test_the_robust_loss_withstands_outliers():
@@ -208,6 +386,14 @@ def test_refusals():
     FitOptions(loss='l0')
   with pytest.raises(ConfigError, match='per_frame'):
     FitOptions(focal='free')
+  with pytest.raises(ConfigError, match='iterations=0'):
+    FitOptions(iterations=0)
+  with pytest.raises(ConfigError, match="paper's objective"):
+    FitOptions(method='adam')
+  with pytest.raises(ConfigError, match='positive'):
+    FitOptions(adam=AdamOptions(learning_rate=0.0))
+  with pytest.raises(DataError, match='no frame'):
+    fit_cameras(np.full_like(points, np.nan), all_valid(points))
 
 
 def test_gradients_equal_finite_differences():
@@ -215,21 +401,21 @@ def test_gradients_equal_finite_differences():
   points, truth, _ = room(frames=3, height=8, width=12)
   pixels = (np.stack(np.meshgrid(np.arange(12) - 5.5, np.arange(8) - 3.5), -1).reshape(-1, 2) / 12).astype(np.float32)
   problem = Problem(jnp.asarray(noisy(points, truth, 0.1).reshape(3, -1, 3)), jnp.asarray(pixels), jnp.ones((3, 96)))
-  solution = Solution(jnp.asarray(truth.world_from_cam), jnp.full(3, jnp.log(jnp.float32(0.8))))
+  solution = Solution(jnp.asarray(truth.world_from_cam), jnp.full(3, jnp.log(jnp.float32(0.8))), jnp.full((3, 2), 0.05))
   radius = jnp.float32(0.3)
-  direction, step = rng.normal(size=(3, 7)).astype(np.float32), np.float32(2e-3)
+  direction, step = rng.normal(size=(3, 9)).astype(np.float32), np.float32(2e-3)
 
   def moved(sign):
     pose = se3.retract(solution.pose, jnp.asarray(sign * step * direction[:, :6]))
-    return Solution(pose, solution.log_focal + sign * step * direction[:, 6])
+    centre = solution.centre + sign * step * direction[:, 7:]
+    return Solution(pose, solution.log_focal + sign * step * direction[:, 6], centre)
 
   cost = lambda s: float(normal_equations(problem, s, radius, radius)[0])
   slope = (np.asarray(normal_equations(problem, solution, radius, radius)[2]) * direction).sum()
   np.testing.assert_allclose((cost(moved(1)) - cost(moved(-1))) / (2 * step), slope, rtol=1e-2)
 
-  used = np.arange(3)
-  length = lambda s: smoothness_equations(s.pose, used)[0]
-  slope = smoothness_equations(solution.pose, used)[2] @ direction[:, :6].ravel()
+  length = lambda s: smoothness_equations(s.pose).value
+  slope = (smoothness_equations(solution.pose).gradient * direction[:, :6]).sum()
   np.testing.assert_allclose((length(moved(1)) - length(moved(-1))) / (2 * step), slope, rtol=2e-2)
 
 
