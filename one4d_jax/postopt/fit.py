@@ -89,11 +89,12 @@ def fit_cameras(
 
   used = np.flatnonzero(usable)
   grid = _grid(seen, usable, options.stride)
+  some = slice(None) if usable.all() else used  # a slice copies nothing
   weight = seen[grid] if confidence is None else np.where(seen[grid], confidence[grid], 0)
   problem = Problem(
-    jnp.asarray(_points(pointmap[grid], seen[grid], unit)[used]),
+    jnp.asarray(_points(pointmap[grid][some], seen[grid][some], unit)),
     _pixels(height, width, grid),
-    jnp.asarray(weight.reshape(frames, -1)[used], jnp.float32),
+    jnp.asarray(weight[some].reshape(len(used), -1), jnp.float32),
   )
   extent = max(height, width)
   known = options.known_focal / extent
@@ -105,7 +106,7 @@ def fit_cameras(
   else:
     solution = _Fit(problem, options).run(start)
   spread, weakness = _Fit(problem, options).focal_errors(solution)
-  warnings = [] if known else [*_doubts(problem, solution, spread, weakness)]
+  warnings = [] if known else [*_doubts(_coarse(problem), solution, spread, weakness)]
   if not usable.all():
     few = ', '.join(map(str, np.flatnonzero(~usable)))
     warnings.append(f'frames {few} have too few valid pixels; their cameras are interpolated')
@@ -148,7 +149,9 @@ def _pixels(height: int, width: int, grid=(slice(None),) * 3) -> Float[np.ndarra
 
 
 def _points(pointmap: np.ndarray, seen: np.ndarray, unit: float) -> Float[np.ndarray, 'F P 3']:
-  return (np.where(seen[..., None], pointmap, 0) / np.float32(unit)).reshape(len(seen), -1, 3).astype(np.float32)
+  points = np.where(seen[..., None], pointmap, np.float32(0)).astype(np.float32, copy=False)
+  points /= np.float32(unit)
+  return points.reshape(len(seen), -1, 3)
 
 
 def _coarse(problem: Problem) -> Problem:

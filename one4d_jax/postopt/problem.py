@@ -81,27 +81,32 @@ def _derivatives(problem: Problem, solution: Solution):
   return e, jnp.concatenate([-basis, turn, zoom[..., None], shift], axis=-1)
 
 
-def _chunks(problem: Problem) -> Problem:
-  """The problem with its pixels in chunks, ``[n F C ...]``; the last one is filled up with weight 0."""
+def _over_chunks(problem: Problem, work, total):
+  """``total`` plus ``work(chunk, number of its first pixel)`` summed over chunks of pixels."""
   frames, pixels = problem.weight.shape
   size = min(max(_CHUNK // frames, 1), pixels)
-  count = -(-pixels // size)
-  pad = lambda x: jnp.pad(x, [(0, 0), (0, count * size - pixels)] + [(0, 0)] * (x.ndim - 2))
-  split = lambda x: jnp.moveaxis(pad(x).reshape(len(x), count, size, *x.shape[2:]), 1, 0)
-  return Problem(split(problem.points), split(problem.pixels[None])[:, 0], split(problem.weight))
+
+  def add(i, total):
+    first = jnp.minimum(i * size, pixels - size)  # the last chunk begins early, and leaves out what is done
+    cut = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, first, size, axis)
+    fresh = first + jnp.arange(size) >= i * size
+    chunk = Problem(cut(problem.points, 1), cut(problem.pixels, 0), jnp.where(fresh, cut(problem.weight, 1), 0))
+    return jax.tree.map(jnp.add, total, work(chunk, first))
+
+  return jax.lax.fori_loop(0, -(-pixels // size), add, total)
 
 
 @jax.jit
 def depth_and_miss(problem: Problem, solution: Solution) -> tuple[Float[Array, 'F P'], Float[Array, 'F P']]:
-  """The best depth and ||e|| of each pixel; zero where invalid."""
+  """The best depth and ||e|| of each pixel; zero where invalid. One frame at a time."""
 
-  def one(chunk):
-    _, _, depth, _, e = _split(chunk, solution)
-    seen = chunk.weight > 0
-    return jnp.where(seen, depth, 0), jnp.where(seen, jnp.linalg.norm(e, axis=-1), 0)
+  def one(frame):
+    points, weight, *camera = jax.tree.map(lambda x: x[None], frame)
+    _, _, depth, _, e = _split(Problem(points, problem.pixels, weight), Solution(*camera))
+    seen = weight > 0
+    return jnp.where(seen, depth, 0)[0], jnp.where(seen, jnp.linalg.norm(e, axis=-1), 0)[0]
 
-  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(len(solution.pose), -1)[:, : problem.weight.shape[1]]
-  return jax.tree.map(join, jax.lax.map(one, _chunks(problem)))
+  return jax.lax.map(one, (problem.points, problem.weight, solution.pose, solution.log_focal, solution.centre))
 
 
 @jax.jit
@@ -116,7 +121,7 @@ def normal_equations(
   """
   share = 1 / (problem.weight.sum() * unit)
 
-  def add(total, chunk):
+  def work(chunk, _):
     e, jacobian = _derivatives(chunk, solution)
     size = jnp.linalg.norm(e, axis=-1)
     cost = (chunk.weight * share * jnp.where(size <= delta, size * size / 2, delta * (size - delta / 2))).sum()
@@ -124,20 +129,24 @@ def normal_equations(
     weighted = weight[..., None, None] * jacobian
     hessian = jnp.einsum('fpki,fpkj->fij', weighted, jacobian, precision=HIGHEST)
     gradient = jnp.einsum('fpki,fpk->fi', weighted, e, precision=HIGHEST)
-    return jax.tree.map(jnp.add, total, (cost, hessian, gradient)), None
+    return cost, hessian, gradient
 
   frames = len(solution.pose)
   zero = (jnp.zeros(()), jnp.zeros((frames, UNKNOWNS, UNKNOWNS)), jnp.zeros((frames, UNKNOWNS)))
-  return jax.lax.scan(add, zero, _chunks(problem))[0]
+  return _over_chunks(problem, work, zero)
 
 
 @jax.jit
 def patch_scores(problem: Problem, solution: Solution, delta: Float[Array, '']) -> Float[Array, 'n F 9']:
   """J^T W e of patches of the image, an 8 x 8 grid of them, for errors that are alike within a patch."""
-  e, jacobian = _derivatives(problem, solution)
-  size = jnp.linalg.norm(e, axis=-1)
-  weight = problem.weight * jnp.minimum(1, delta / jnp.maximum(size, 1e-30))
-  score = jnp.einsum('fp,fpki,fpk->pfi', weight, jacobian, e, precision=HIGHEST)
   low = problem.pixels.min(axis=0)
-  cell = jnp.clip((8 * (problem.pixels - low) / (problem.pixels.max(axis=0) - low + 1e-6)).astype(jnp.int32), 0, 7)
-  return jax.ops.segment_sum(score, cell[:, 0] * 8 + cell[:, 1], 64)
+  place = 8 * (problem.pixels - low) / (problem.pixels.max(axis=0) - low + 1e-6)
+  cell = (place[:, 0].astype(jnp.int32) * 8 + place[:, 1].astype(jnp.int32)).clip(0, 63)
+
+  def work(chunk, first):
+    e, jacobian = _derivatives(chunk, solution)
+    weight = chunk.weight * jnp.minimum(1, delta / jnp.maximum(jnp.linalg.norm(e, axis=-1), 1e-30))
+    score = jnp.einsum('fp,fpki,fpk->pfi', weight, jacobian, e, precision=HIGHEST)
+    return jax.ops.segment_sum(score, jax.lax.dynamic_slice_in_dim(cell, first, len(score)), 64)
+
+  return _over_chunks(problem, work, jnp.zeros((64, len(solution.pose), UNKNOWNS)))
