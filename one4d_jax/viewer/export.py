@@ -1,23 +1,20 @@
-"""A scene as a folder of files that other programs open; all of them, or none.
+"""A scene as a folder of files that other programs open; every result whole, or not there.
 
-Everything is written into a temporary folder, which takes its final name when it is whole.
+Everything is written under a temporary name and takes its final one when it is complete.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import shutil
 import tempfile
-from fractions import Fraction
-
-import av
-import numpy as np
-from jaxtyping import Float, UInt8
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from one4d_jax.errors import DataError
-from one4d_jax.viewer import html, pictures
+from one4d_jax.viewer import formats, html, pictures
 from one4d_jax.viewer import scene as scenes
+from one4d_jax.viewer.formats import tum, write_json, write_video
 from one4d_jax.viewer.scene import Scene
 
 FILES = (
@@ -31,31 +28,115 @@ FILES = (
   'scene.html',
   'run.json',
 )
-_EXTRAS = ('colmap', 'points', 'scene.glb')  # exports on request: they belong to the scene that is replaced
-_SHOWN_HEIGHT = 256  # smaller videos are enlarged by whole numbers for players
+
+
+class Export(NamedTuple):
+  """A result on request: the file or folder it becomes, what makes it, and what for."""
+
+  target: str
+  write: Callable[[formats.Work, pathlib.Path], Iterator[None]]
+  about: str
+
+
+EXPORTS = {
+  'ply': Export('points', formats.ply, 'a point cloud for every frame'),
+  'cloud': Export('cloud.ply', formats.static_ply, 'the static points of all frames in one cloud'),
+  'glb': Export('scene.glb', formats.glb, 'points that play in glTF viewers'),
+  'colmap': Export('colmap', formats.colmap, 'COLMAP text model with images'),
+  'nerfstudio': Export('nerfstudio', formats.nerfstudio, 'transforms.json with images, depth, masks and points'),
+  'depth16': Export('depth', formats.depth16, '16-bit PNG'),
+  'exr': Export('exr', formats.exr, 'depth as float32 OpenEXR'),
+  'frames': Export('frames', formats.frames, 'PNG images'),
+  'orbit': Export('orbit.mp4', formats.orbit, 'video around the points'),
+}
+_OF_A_SCENE = {*FILES, *(export.target for export in EXPORTS.values())}  # replaced together with it
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+  """Progress that nobody follows."""
 
 
 def write_scene(
-  scene: Scene, out: str | pathlib.Path, *, run: dict, overwrite: bool = False, fps: float
+  scene: Scene,
+  out: str | pathlib.Path,
+  *,
+  run: dict,
+  overwrite: bool = False,
+  fps: float,
+  exports: Sequence[str] = (),
+  progress: Callable[[str, int, int], None] = _silent,
 ) -> list[pathlib.Path]:
-  """Writes the files of ``FILES`` to the folder ``out`` and returns their paths.
+  """Writes the files of ``FILES`` to the folder ``out``, then ``exports`` into it, and returns their paths.
 
   ``run`` becomes ``run.json``; ``fps`` is the rate of the videos, the trajectory and the viewer. An existing scene
   is replaced only with ``overwrite``, and stays until the new one is whole; files in it that no scene has are kept.
-  Raises DataError as ``check_out``; after any failure ``out`` is as it was.
+  ``progress`` is called with (stage, done, total), the stages being ``write`` and ``export NAME``.
+  Raises DataError as ``check_out``; after a failure before the exports ``out`` is as it was, and one in an export
+  leaves the scene and the exports before it.
   """
   out = check_out(out, overwrite=overwrite)
+  metric = scene.metric()
+  writers = {
+    scenes.FILE: lambda path: scene.save(path.parent),
+    'rgb.mp4': lambda path: write_video(path, scene.rgb, fps),
+    'xyz.mp4': lambda path: write_video(path, pictures.xyz_colours(scene.pointmap, scene.valid), fps),
+    'depth.mp4': lambda path: write_video(path, pictures.depth_colours(scene.depth, scene.valid), fps),
+    'preview.png': lambda path: pictures.contact_sheet(scene).save(path),
+    'cameras.json': lambda path: write_json(path, formats.transforms(metric, images=EXPORTS['frames'].target)),
+    'trajectory.tum': lambda path: path.write_text(tum(metric, fps)),
+    'scene.html': lambda path: path.write_text(html.scene_html(scene, fps=fps), encoding='utf-8'),
+    'run.json': lambda path: write_json(path, run),
+  }
   with _whole_folder(out) as folder:
-    scene.save(folder)
-    write_video(folder / 'rgb.mp4', scene.rgb, fps)
-    write_video(folder / 'xyz.mp4', pictures.xyz_colours(scene.pointmap, scene.valid), fps)
-    write_video(folder / 'depth.mp4', pictures.depth_colours(scene.depth, scene.valid), fps)
-    pictures.contact_sheet(scene).save(folder / 'preview.png')
-    _write_json(folder / 'cameras.json', nerfstudio(scene))
-    (folder / 'trajectory.tum').write_text(tum(scene.world_from_cam, fps))
-    (folder / 'scene.html').write_text(html.scene_html(scene, fps=fps), encoding='utf-8')
-    _write_json(folder / 'run.json', run)
-  return [out / name for name in FILES]
+    for done, name in enumerate(FILES):
+      progress('write', done, len(FILES))
+      writers[name](folder / name)
+  progress('write', len(FILES), len(FILES))
+  return [out / name for name in FILES] + write_exports(scene, out, exports, fps=fps, progress=progress)
+
+
+def check_exports(text: str | None) -> tuple[str, ...]:
+  """The exports that a list like ``ply,glb`` names, each once. Raises DataError with the names there are."""
+  names = dict.fromkeys(name.strip() for name in (text or '').split(',') if name.strip())
+  unknown = [name for name in names if name not in EXPORTS]
+  if unknown:
+    raise DataError(f'--export {text}: there is no {", ".join(unknown)}; choose from {", ".join(EXPORTS)}')
+  return tuple(names)
+
+
+def write_exports(
+  scene: Scene,
+  folder: str | pathlib.Path,
+  names: Sequence[str],
+  *,
+  fps: float,
+  overwrite: bool = False,
+  progress: Callable[[str, int, int], None] = _silent,
+) -> list[pathlib.Path]:
+  """Writes exports into an existing scene folder, one after another, and returns their paths.
+
+  Each is whole or not there; one that is there is replaced, as a whole, only with ``overwrite``.
+  Raises DataError where there is one without it, or where the scene's cameras are not finite.
+  """
+  folder = pathlib.Path(folder)
+  chosen = {name: EXPORTS[name] for name in names}
+  there = [name for name, export in chosen.items() if (folder / export.target).exists()]
+  if there and not overwrite:
+    raise DataError(f'{folder} already holds {", ".join(there)}; add --overwrite to replace it')
+  if not chosen:
+    return []
+  with tempfile.TemporaryDirectory(prefix='.export-', dir=folder, ignore_cleanup_errors=True) as temporary:
+    shared = pathlib.Path(temporary, 'shared')
+    shared.mkdir()
+    work = formats.Work(scene.metric(), fps, shared)
+    for name, export in chosen.items():
+      made, old = pathlib.Path(temporary, export.target), pathlib.Path(temporary, f'old-{export.target}')
+      progress(f'export {name}', 0, scene.frames)
+      for done, _ in enumerate(export.write(work, made), 1):
+        progress(f'export {name}', min(done, scene.frames), scene.frames)
+      progress(f'export {name}', scene.frames, scene.frames)
+      _swap(folder / export.target, made, old)
+  return [folder / export.target for export in chosen.values()]
 
 
 def check_out(out: str | pathlib.Path, *, overwrite: bool) -> pathlib.Path:
@@ -74,77 +155,6 @@ def check_out(out: str | pathlib.Path, *, overwrite: bool) -> pathlib.Path:
   except OSError as error:
     raise DataError(f'--out {out} cannot be written ({error.strerror}); name another folder') from error
   return path
-
-
-def write_video(path: pathlib.Path, frames: UInt8[np.ndarray, 'F H W 3'], fps: float) -> None:
-  """H.264, yuv420p: enlarged by a whole number to at least 256 lines, edges repeated to even sizes."""
-  factor = max(-(-_SHOWN_HEIGHT // frames.shape[1]), 1)
-  height, width = frames.shape[1] * factor, frames.shape[2] * factor
-  pad = ((0, height % 2), (0, width % 2), (0, 0))
-  rate = Fraction(fps).limit_denominator(1001)
-  with av.open(str(path), 'w', options={'movflags': 'faststart'}) as container:
-    stream = container.add_stream('libx264', rate=rate, options={'crf': '16', 'preset': 'medium'})
-    stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, 'yuv420p'
-    for frame in frames:
-      shown = np.pad(frame.repeat(factor, axis=0).repeat(factor, axis=1), pad, mode='edge')
-      container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(shown), format='rgb24')))
-    container.mux(stream.encode(None))
-
-
-def nerfstudio(scene: Scene) -> dict:
-  """The cameras as nerfstudio's transforms: camera to world, camera axes of OpenGL (x right, y up, z backward)."""
-  height, width = scene.size
-  opengl = scene.world_from_cam.astype(np.float64) * np.array([1, -1, -1, 1])  # negates the y and z columns
-  frames = [
-    {
-      'file_path': f'images/frame_{i:05d}.png',
-      'fl_x': float(K[0, 0]),
-      'fl_y': float(K[1, 1]),
-      'cx': float(K[0, 2]),
-      'cy': float(K[1, 2]),
-      'w': width,
-      'h': height,
-      'transform_matrix': opengl[i].tolist(),
-    }
-    for i, K in enumerate(scene.K)
-  ]
-  return {
-    'camera_model': 'PINHOLE',
-    'description': (
-      'transform_matrix maps camera to world. Camera axes are those of OpenGL: x right, y up, z backward. The world '
-      'is the first camera in OpenCV axes: x right, y down, z forward. Pixel centres lie at (u + 0.5, v + 0.5). '
-      'The images are the array rgb of scene.npz, in this order.'
-    ),
-    'frames': frames,
-  }
-
-
-def tum(world_from_cam: Float[np.ndarray, 'F 4 4'], fps: float) -> str:
-  """The trajectory in TUM's order, ``t tx ty tz qx qy qz qw``, camera to world, OpenCV axes, seconds."""
-  lines = ['# t tx ty tz qx qy qz qw: camera to world, OpenCV axes, world = first camera']
-  for i, pose in enumerate(world_from_cam.astype(np.float64)):
-    values = [i / fps, *pose[:3, 3], *quaternion_xyzw(pose[:3, :3])]
-    lines.append(' '.join(f'{v:.9g}' for v in values))
-  return '\n'.join(lines) + '\n'
-
-
-def quaternion_xyzw(rotation: Float[np.ndarray, '3 3']) -> Float[np.ndarray, '4']:
-  """Unit quaternion with w >= 0: the dominant eigenvector of Bar-Itzhack's matrix, stable for every rotation."""
-  (a, b, c), (d, e, f), (g, h, i) = rotation
-  K = np.array(
-    [
-      [a - e - i, b + d, c + g, h - f],
-      [b + d, e - a - i, f + h, c - g],
-      [c + g, f + h, i - a - e, d - b],
-      [h - f, c - g, d - b, a + e + i],
-    ]
-  )
-  q = np.linalg.eigh(K)[1][:, -1]
-  return q if q[3] >= 0 else -q
-
-
-def _write_json(path: pathlib.Path, value: dict) -> None:
-  path.write_text(json.dumps(value, indent=2, default=str) + '\n')
 
 
 @contextlib.contextmanager
@@ -167,16 +177,24 @@ def _replace(out: pathlib.Path, folder: pathlib.Path) -> None:
     folder.rename(out)
     return
   old = pathlib.Path(tempfile.mkdtemp(prefix=f'.{out.name}.old-', dir=out.parent))
-  out.rename(old)  # over the empty folder
-  try:
-    folder.rename(out)
-  except BaseException:
-    old.rename(out)
-    raise
+  _swap(out, folder, old)
   for item in old.iterdir():
-    if item.name not in (*FILES, *_EXTRAS):
+    if item.name not in _OF_A_SCENE:
       item.rename(out / item.name)
   shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(place: pathlib.Path, new: pathlib.Path, old: pathlib.Path) -> None:
+  """Moves ``new`` to ``place``, and what is there to ``old``: a free name or an empty folder."""
+  if not place.exists():
+    new.rename(place)
+    return
+  place.rename(old)
+  try:
+    new.rename(place)
+  except BaseException:
+    old.rename(place)
+    raise
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:

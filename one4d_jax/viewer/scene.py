@@ -73,6 +73,20 @@ class Scene:
     """(height, width) in pixels."""
     return self.rgb.shape[1:3]
 
+  @property
+  def unit(self) -> str:
+    """What one unit of length is, in words for files that state it."""
+    return f'{self.scale:g} metre' if np.isfinite(self.scale) else 'unknown (lengths are relative)'
+
+  def metric(self) -> 'Scene':
+    """The scene in metres, with scale 1, where its scale is known; else the scene as it is."""
+    if not np.isfinite(self.scale) or self.scale == 1:
+      return self
+    pose = self.world_from_cam.copy()
+    pose[:, :3, 3] *= self.scale
+    lengths = {name: getattr(self, name) * self.scale for name in ('pointmap', 'depth', 'residual')}
+    return dataclasses.replace(self, **lengths, world_from_cam=pose, scale=1)
+
   def save(self, folder: str | pathlib.Path) -> pathlib.Path:
     """Writes ``scene.npz`` into an existing folder; the other files of a scene come from ``export.write_scene``."""
     path = pathlib.Path(folder) / FILE

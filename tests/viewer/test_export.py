@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from one4d_jax import cli
+from one4d_jax import export as command
 from one4d_jax.errors import DataError
-from one4d_jax.viewer import export, html, pictures
+from one4d_jax.viewer import export, formats, html, pictures
 from one4d_jax.viewer import scene as scenes
 from tests.viewer.scenes import small_scene
 
@@ -86,6 +88,19 @@ def test_trajectory_is_in_tum_order(written):
   )
 
 
+def test_cameras_are_metric_where_the_scale_is_known(tmp_path, monkeypatch):
+  monkeypatch.setattr(html, 'scene_html', lambda *args, **kwargs: '')
+  scene = dataclasses.replace(small_scene(), scale=2.5)
+  export.write_scene(scene, tmp_path / 'out', run={}, fps=8)
+  centres = 2.5 * scene.world_from_cam[:, :3, 3]
+  np.testing.assert_allclose(np.loadtxt(tmp_path / 'out' / 'trajectory.tum')[:, 1:4], centres, rtol=1e-6)
+  cameras = json.loads((tmp_path / 'out' / 'cameras.json').read_text())
+  np.testing.assert_allclose([np.array(f['transform_matrix'])[:3, 3] for f in cameras['frames']], centres, rtol=1e-6)
+  assert 'unit of length: 1 metre' in cameras['description']
+  stored = scenes.load(tmp_path / 'out')
+  assert stored.scale == 2.5 and np.array_equal(stored.depth, scene.depth)
+
+
 def test_quaternions_of_all_rotations():
   rng = np.random.default_rng(0)
   for q in [*rng.normal(size=(50, 4)), *np.eye(4)]:
@@ -95,7 +110,7 @@ def test_quaternions_of_all_rotations():
       [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
       [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
     ])  # fmt: skip
-    assert abs(export.quaternion_xyzw(rotation) @ [x, y, z, w]) == pytest.approx(1, abs=1e-12)
+    assert abs(formats.quaternion_xyzw(rotation) @ [x, y, z, w]) == pytest.approx(1, abs=1e-12)
 
 
 def test_html_is_self_contained(written):
@@ -126,7 +141,7 @@ def test_flying_pixels_are_found_and_slants_are_kept():
   assert not html.depth_edges(slanted, valid).any()
 
 
-@pytest.mark.parametrize('step', ['write_video', 'nerfstudio', 'tum', '_replace'])
+@pytest.mark.parametrize('step', ['write_video', 'write_json', 'tum', '_replace'])
 def test_failure_leaves_nothing(tmp_path, monkeypatch, step):
   def fail(*args, **kwargs):
     raise OSError(28, 'No space left on device')
@@ -182,3 +197,117 @@ def test_colours():
   )
   empty = dataclasses.replace(scene, valid=nothing, depth=np.full_like(scene.depth, np.nan))
   assert pictures.contact_sheet(empty).width > 300 and html.view_unit(empty) == 1
+
+
+@pytest.fixture
+def folder(tmp_path):
+  small_scene().save(tmp_path)
+  return tmp_path
+
+
+def inside(folder):
+  return sorted(p.name for p in folder.iterdir())
+
+
+def run(*argv):
+  return cli.run(command.main, command.parser(), [str(a) for a in argv])
+
+
+def test_names_of_exports():
+  assert export.check_exports(None) == export.check_exports('') == ()
+  assert export.check_exports('ply, glb,ply,') == ('ply', 'glb')
+  with pytest.raises(DataError, match=r'there is no obj, PLY; choose from ply, cloud, glb, colmap,'):
+    export.check_exports('ply,obj,PLY')
+
+
+def test_exports_with_the_scene(tmp_path, monkeypatch):
+  monkeypatch.setattr(html, 'scene_html', lambda *args, **kwargs: '')
+  out, calls = tmp_path / 'out', []
+  paths = export.write_scene(
+    small_scene(), out, run={}, fps=8, exports=('frames', 'cloud'), progress=lambda *call: calls.append(call)
+  )
+  assert [p.name for p in paths] == [*export.FILES, 'frames', 'cloud.ply'] and all(p.exists() for p in paths)
+  assert inside(out) == sorted([*export.FILES, 'frames', 'cloud.ply'])
+  assert [call for call in calls if call[0] == 'export frames'] == [
+    ('export frames', i, 5) for i in (0, 1, 2, 3, 4, 5, 5)
+  ]
+  assert calls[-1] == ('export cloud', 5, 5) and ('write', len(export.FILES), len(export.FILES)) in calls
+  export.write_scene(small_scene(), out, run={}, fps=8, overwrite=True)
+  assert inside(out) == sorted(export.FILES)  # exports of the old scene are gone
+
+
+def test_a_failed_export_leaves_the_scene_and_what_was_there(tmp_path, monkeypatch):
+  monkeypatch.setattr(html, 'scene_html', lambda *args, **kwargs: '')
+  out = tmp_path / 'out'
+
+  def fails(work, path):
+    path.mkdir()
+    (path / 'half').write_text('')
+    yield
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setitem(export.EXPORTS, 'exr', export.EXPORTS['exr']._replace(write=fails))
+  with pytest.raises(OSError, match='No space'):
+    export.write_scene(small_scene(), out, run={}, fps=8, exports=('frames', 'exr', 'ply'))
+  assert inside(out) == sorted([*export.FILES, 'frames'])
+  (out / 'exr').mkdir()
+  (out / 'exr' / 'old').write_text('')
+  with pytest.raises(OSError, match='No space'):
+    export.write_exports(small_scene(), out, ['exr'], fps=8, overwrite=True)
+  assert inside(out / 'exr') == ['old'] and inside(out) == sorted([*export.FILES, 'frames', 'exr'])
+
+
+def test_an_export_is_replaced_as_a_whole_and_only_when_asked(folder):
+  (folder / 'depth').mkdir()
+  (folder / 'depth' / 'old').write_text('')
+  with pytest.raises(DataError, match=r'already holds depth16; add --overwrite'):
+    export.write_exports(small_scene(), folder, ['frames', 'depth16'], fps=8)
+  assert inside(folder) == ['depth', 'scene.npz']
+  export.write_exports(small_scene(), folder, ['depth16'], fps=8, overwrite=True)
+  assert inside(folder / 'depth') == ['depth.json', *(f'frame_000{i}.png' for i in range(5))]
+  assert inside(folder) == ['depth', 'scene.npz']
+
+
+def test_a_rename_that_fails_puts_the_old_export_back(folder, monkeypatch):
+  (folder / 'cloud.ply').write_text('old')
+  rename = export.pathlib.Path.rename
+
+  def fails(self, target):
+    if self.parent.name.startswith('.export-') and self.name == 'cloud.ply':
+      raise OSError(5, 'Input/output error')
+    return rename(self, target)
+
+  monkeypatch.setattr(export.pathlib.Path, 'rename', fails)
+  with pytest.raises(OSError, match='Input/output'):
+    export.write_exports(small_scene(), folder, ['cloud'], fps=8, overwrite=True)
+  assert (folder / 'cloud.ply').read_text() == 'old' and inside(folder) == ['cloud.ply', 'scene.npz']
+
+
+def test_command(folder, capsys):
+  (folder / 'run.json').write_text(json.dumps({'fps': {'playback': 16}}))
+  assert run(folder, '--export', 'cloud,glb') == 0
+  assert capsys.readouterr().out.split() == [str(folder / 'cloud.ply'), str(folder / 'scene.glb')]
+  assert b'"max":[0.3125]' in (folder / 'scene.glb').read_bytes()  # 5 frames at 16 a second
+  assert run(folder / 'scene.npz', '--export', 'cloud') == 2
+  assert 'already holds cloud; add --overwrite' in capsys.readouterr().err
+  assert run(folder / 'scene.npz', '--export', 'cloud', '--overwrite') == 0
+
+
+def test_command_names_mistakes_in_one_line(folder, tmp_path, capsys):
+  cases = {
+    (folder, '--export', 'obj'): 'there is no obj; choose from ply',
+    (folder / 'nowhere', '--export', 'ply'): 'does not exist',
+    (folder,): '--export',
+  }
+  for argv, words in cases.items():
+    assert run(*argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+  (folder / 'scene.npz').write_bytes(b'')
+  assert run(folder, '--export', 'ply') == 2 and 'cannot be read' in capsys.readouterr().err
+  assert inside(folder) == ['scene.npz']
+
+
+def test_help_lists_every_export():
+  text = command.parser().format_help()
+  assert all(name in text and export.EXPORTS[name].target in text for name in export.EXPORTS)

@@ -53,3 +53,18 @@ def test_what_is_not_a_scene_is_a_data_error(tmp_path):
       scenes.load(tmp_path)
   with pytest.raises(DataError, match='does not exist'):
     scenes.load(tmp_path / 'nowhere')
+
+
+def test_metric_lengths():
+  scene = small_scene()
+  assert scene.metric() is scene and 'relative' in scene.unit
+  scene = dataclasses.replace(scene, scale=2.5)
+  metric = scene.metric()
+  assert metric.scale == 1 and metric.unit == '1 metre' and metric.metric() is metric
+  for name in ('pointmap', 'depth', 'residual'):
+    np.testing.assert_array_equal(getattr(metric, name), getattr(scene, name) * np.float32(2.5))
+  np.testing.assert_array_equal(metric.world_from_cam[:, :3, 3], scene.world_from_cam[:, :3, 3] * np.float32(2.5))
+  for name in ('K', 'rgb', 'valid', 'observed'):
+    assert np.array_equal(getattr(metric, name), getattr(scene, name))
+  assert np.array_equal(metric.world_from_cam[:, :, :3], scene.world_from_cam[:, :, :3])
+  assert (metric.world_from_cam[:, 3] == [0, 0, 0, 1]).all()
