@@ -122,15 +122,24 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def read(spec: str, overrides: Sequence[str], cls: type) -> Any:
-  """An instance of the dataclass ``cls`` from the file and preset of ``spec``, with overrides.
+  """An instance of the dataclass ``cls`` from the file and preset of ``spec`` (empty: its defaults), with overrides.
 
   Raises:
     ConfigError: no such file or preset, unknown key, a value of the wrong type.
   """
+  values = _preset(spec) if spec else ml_collections.ConfigDict(dataclasses.asdict(cls())).lock()
+  for override in overrides:
+    _override(values, override)
+  return from_dict(values.to_dict(), cls)
+
+
+def _preset(spec: str) -> ml_collections.ConfigDict:
   path, _, preset = spec.partition(':')
   file = pathlib.Path(path)
   if not file.is_file():
-    raise ConfigError(f'no config file {path!r}; the project has vae.py, base.py, one4d.py and eval.py in configs/')
+    raise ConfigError(
+      f'no config file {path!r}; the project has vae.py, base.py, one4d.py, postopt.py and eval.py in configs/'
+    )
   module_spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
   module = importlib.util.module_from_spec(module_spec)
   sys.path.insert(0, str(file.resolve().parent.parent))  # config files import what they share from their folder
@@ -141,10 +150,7 @@ def read(spec: str, overrides: Sequence[str], cls: type) -> Any:
   presets = getattr(module, 'PRESETS', ())
   if not presets or (preset and preset not in presets):
     raise ConfigError(f'{path} has no preset {preset!r}; choose from {", ".join(presets) or "none"}')
-  values = module.get_config(preset or presets[0])
-  for override in overrides:
-    _override(values, override)
-  return from_dict(values.to_dict(), cls)
+  return module.get_config(preset or presets[0])
 
 
 def _override(values: ml_collections.ConfigDict, text: str) -> None:

@@ -150,7 +150,7 @@ def _row(clip, predict: Predict, cfg: EvalConfig) -> dict:
   start = time.perf_counter()
   code, rgb = predict(clip)
   made = time.perf_counter()
-  row = score.score(clip, code, rgb, align=cfg.align)
+  row = score.score(clip, code, rgb, align=cfg.align, options=cfg.postopt)
   return row | {'seconds': {'predict': made - start, 'score': time.perf_counter() - made}}
 
 

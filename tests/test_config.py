@@ -9,6 +9,8 @@ import pytest
 from one4d_jax import config as configs
 from one4d_jax.config import Config
 from one4d_jax.errors import ConfigError
+from one4d_jax.evaluation.benchmarks import EvalConfig
+from one4d_jax.postopt.options import FitOptions
 from one4d_jax.structs import from_dict
 
 FILES = ('configs/vae.py:tiny', 'configs/vae.py:tiny_long', 'configs/base.py:tiny', 'configs/one4d.py:tiny')
@@ -74,3 +76,15 @@ def test_unknown_files_and_presets_are_named():
     configs.load('configs/none.py')
   with pytest.raises(ConfigError, match="no preset 'nano'; choose from paper, tiny"):
     configs.load('configs/one4d.py:nano')
+
+
+def test_how_cameras_are_fitted():
+  assert configs.read('', [], FitOptions) == FitOptions() == configs.read('configs/postopt.py', [], FitOptions)
+  paper = configs.read('configs/postopt.py:paper', ['adam.iterations=7'], FitOptions)
+  assert (paper.method, paper.loss, paper.adam.iterations) == ('adam', 'l1', 7)
+  assert configs.read('configs/postopt.py:zoom', [], FitOptions).focal == 'per_frame'
+  assert configs.read('configs/postopt.py:cropped', [], FitOptions).principal_point == 'shared'
+  assert configs.read('configs/eval.py', ['postopt.smoothness=0'], EvalConfig).postopt.smoothness == 0
+  for change, words in [('loss=l0', "loss='l0'"), ('los=l1', "unknown config key 'los'"), ('method=adam', "loss='l1'")]:
+    with pytest.raises(ConfigError, match=words):
+      configs.read('', [change], FitOptions)

@@ -12,6 +12,7 @@ from one4d_jax.data.clip import Clip
 from one4d_jax.errors import ConfigError
 from one4d_jax.evaluation.depth import ALIGNMENTS
 from one4d_jax.model.umc import TASKS
+from one4d_jax.postopt.options import FitOptions
 
 # The last two see exact pointmaps: what the VAE's round trip, or coding and fit alone, leave of them.
 METHODS = ('model', 'mean', 'untrained', 'vae', 'truth')
@@ -35,6 +36,7 @@ class EvalConfig:
   solver: str = ''
   steps: int = 0
   guidance: float = 0.0
+  postopt: FitOptions = FitOptions()  # how cameras are fitted
 
   def check(self) -> None:
     """Raises ``ConfigError`` with all that does not fit."""

@@ -13,10 +13,16 @@ from one4d_jax.evaluation.trajectory import trajectory_metrics
 from one4d_jax.evaluation.video import psnr
 from one4d_jax.model import pointmap
 from one4d_jax.postopt.decode import decode
+from one4d_jax.postopt.options import FitOptions
 
 
 def score(
-  clip: Clip, code: Float[np.ndarray, 'F H W 3'], rgb: Float[np.ndarray, 'F H W 3'] | None, *, align: str
+  clip: Clip,
+  code: Float[np.ndarray, 'F H W 3'],
+  rgb: Float[np.ndarray, 'F H W 3'] | None,
+  *,
+  align: str,
+  options: FitOptions = FitOptions(),
 ) -> dict[str, Any]:
   """The row of a prediction: errors as JSON-able numbers, ``None`` where one does not apply.
 
@@ -24,13 +30,14 @@ def score(
     code: the decoded, normalised XYZ video.
     rgb: the generated video in [-1, 1], if the method makes one.
     align: of depth, see ``depth_metrics``.
+    options: of the camera fit.
   """
   row: dict[str, Any] = {'clip': clip.meta['id'], 'level': clip.meta['level'], 'failed': ''}
   row['psnr'] = None if rgb is None else psnr(rgb, signed(clip.rgb))
   shown = pointmap.valid_from_code(code)
   row['valid_iou'] = float((shown & clip.valid).sum() / max((shown | clip.valid).sum(), 1))
   try:
-    found = decode(code)
+    found = decode(code, options=options)
   except DataError as error:  # an untrained model may show nothing a camera could be fitted to
     return row | {'failed': str(error)}
   # Every pixel whose depth is true is scored: where no point is shown, with the largest depth of the clip.
