@@ -1,26 +1,30 @@
 """What ``sample`` was asked for, checked and read before networks are loaded, without JAX: mistakes show fast.
 
 A request is a clip, which of its frames the model may see, a prompt, and where the result goes. The four tasks differ
-only in the frames that are seen: none (text), the first (an image), some, or all (a video).
+only in the frames that are seen: none (text), the first (an image), some, or all (a video). The clip is as long as the
+scene will be; more frames than the model takes are made in windows.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, UInt8
 
 from one4d_jax.data import media
 from one4d_jax.data.frames import open_source
 from one4d_jax.errors import CheckpointError, DataError, UserError
 from one4d_jax.model.files import EMBEDDED, PARTS, find_parts
+from one4d_jax.model.windows import default_overlap, spans
 from one4d_jax.viewer.export import check_out
 
 ASSETS = pathlib.Path(__file__).parent / 'assets'
 EXAMPLE = ASSETS / 'examples' / 'room.mp4'
+MOST_PIXELS = 2000 * 352 * 624  # of all frames of a request: its scene takes about 100 bytes for each while it is made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,18 +32,18 @@ class Request:
   """One scene to make.
 
   Attributes:
-    video: in [-1, 1]; frames that are not ``observed`` are 0, the middle, so that nothing of them can leak.
-    observed: what the model is given; padding counts like the frame it repeats.
-    given: number of frames the scene will have: padding is cut, frames to generate are not.
+    video: as many frames as the scene will have; those that are not ``observed`` are 0, so that nothing of them leaks.
+    observed: what the model is given.
+    spans: the windows in which the model makes the frames; one, if it takes them all at once.
     fps: at which the frames follow each other in time.
     policy: how the input became ``video``, for ``run.json``.
     log: the same for people.
   """
 
   task: str  # 'text', 'image', 'sparse' or 'video'
-  video: Float[np.ndarray, 'F H W 3']
+  video: UInt8[np.ndarray, 'F H W 3']
   observed: Bool[np.ndarray, 'F']
-  given: int
+  spans: list[range]
   fps: float
   prompt: str
   weights: pathlib.Path
@@ -61,22 +65,25 @@ def read(args: argparse.Namespace) -> Request:
   if path is None:
     return text_request(args, sizes, prompt=prompt, weights=weights, out=out)
   source = open_source(path)
-  clip = media.read(path, source=source, **{name: sizes[name] for name in ('frames', 'height', 'width', 'fps')})
-  task, seen = choose_observed(args, clip.known)
-  observed = np.isin(np.minimum(np.arange(len(clip.video)), clip.known - 1), seen)
-  if clip.known == 1:
-    observed[1:] = False
+  frames = count_frames(args, sizes, known=len(source.times))
+  clip = media.read(path, frames=frames, source=source, **{name: sizes[name] for name in ('height', 'width', 'fps')})
+  known = len(clip.video)
+  task, seen = choose_observed(args, known)
+  video = np.zeros((frames if len(source.times) == 1 else known, *clip.video.shape[1:]), np.uint8)
+  observed = np.zeros(len(video), bool)
+  video[seen], observed[seen] = clip.video[seen], True
+  cut = windows(args, sizes, len(video))
   return Request(
     task=task,
-    video=np.where(observed[:, None, None, None], clip.video, np.float32(0)),
+    video=video,
     observed=observed,
-    given=len(clip.video) if clip.known == 1 else clip.known,
+    spans=cut,
     fps=clip.fps,
     prompt=prompt or '',
     weights=weights,
     out=out,
     policy=clip.policy,
-    log=[*clip.describe(), f'task: {task}, {len(seen)} of {clip.known} frame(s) given to the model'],
+    log=[*clip.describe(), f'task: {task}, {len(seen)} of {len(video)} frame(s) given to the model', *describe(cut)],
   )
 
 
@@ -86,18 +93,59 @@ def text_request(
   """Nothing is seen; the prompt says it all."""
   if args.observed is not None or args.sparsity is not None:
     raise UserError('--observed and --sparsity choose frames of an input; add --input, or leave them out')
+  frames, height, width = count_frames(args, sizes, known=0), sizes['height'], sizes['width']
+  cut = windows(args, sizes, frames)
   return Request(
     task='text',
-    video=np.zeros((sizes['frames'], sizes['height'], sizes['width'], 3), np.float32),
-    observed=np.zeros(sizes['frames'], bool),
-    given=sizes['frames'],
+    video=np.zeros((frames, height, width, 3), np.uint8),
+    observed=np.zeros(frames, bool),
+    spans=cut,
     fps=float(sizes['fps']),
     prompt=prompt,
     weights=weights,
     out=out,
-    policy={'source': None, 'size': [sizes['width'], sizes['height']], 'frames': 'all generated', 'padding': 0},
-    log=[f'input: none; task: text, {sizes["frames"]} frames of {sizes["width"]}x{sizes["height"]} to generate'],
+    policy={'source': None, 'size': [width, height], 'frames': 'all generated'},
+    log=[f'input: none; task: text, {frames} frame(s) of {width}x{height} to generate', *describe(cut)],
   )
+
+
+def count_frames(args: argparse.Namespace, sizes: dict, *, known: int) -> int:
+  """How many frames the scene will have, of an input of ``known`` (1: an image, 0: none, both to be continued).
+
+  Raises UserError where ``--frames`` asks for frames that are not there, or for more than fit in memory.
+  """
+  if args.frames == 'all':
+    count = known
+    if known < 2:
+      raise UserError('--frames all needs a video; say how many frames to generate')
+  elif args.frames is not None:
+    count = int(args.frames)
+    if count > known > 1:
+      raise UserError(f'--frames {count}: the input has {known} frames; give a number up to that, or all')
+  else:
+    count = min(known, sizes['frames']) if known > 1 else sizes['frames']
+  most = MOST_PIXELS // (sizes['height'] * sizes['width'])
+  if count > most:
+    raise UserError(
+      f'{count} frames of {sizes["width"]}x{sizes["height"]} are too many for one scene; give --frames {most} or fewer'
+    )
+  return count
+
+
+def windows(args: argparse.Namespace, sizes: dict, frames: int) -> list[range]:
+  """The windows of ``frames`` frames. Raises UserError where ``--overlap`` does not fit them."""
+  most = sizes['frames']
+  if args.overlap is not None and not 1 <= args.overlap < most:
+    raise UserError(f'--overlap {args.overlap} must be from 1 to {most - 1}: windows have {most} frames')
+  return spans(frames, most, default_overlap(most) if args.overlap is None else args.overlap)
+
+
+def describe(cut: list[range]) -> list[str]:
+  """The windows as a line for a log, if there are several."""
+  if len(cut) == 1:
+    return []
+  shared = min(a.stop - b.start for a, b in itertools.pairwise(cut))
+  return [f'windows: {len(cut)} of {len(cut[0])} frames, each sharing {shared} or more with the next']
 
 
 def choose_observed(args: argparse.Namespace, known: int) -> tuple[str, list[int]]:
@@ -135,8 +183,17 @@ def check_numbers(args: argparse.Namespace) -> None:
     value = getattr(args, name)
     if value is not None and not (math.isfinite(value) and fits(value)):
       raise UserError(f'--{name} {value} {rule}')
+  if args.frames not in (None, 'all') and not _is_count(args.frames):
+    raise UserError(f"--frames {args.frames[:20]!r} must be a whole number from 1, or 'all'")
   if args.observed is not None and args.sparsity is not None:
     raise UserError('--observed and --sparsity both choose the given frames; use one')
+
+
+def _is_count(text: str) -> bool:
+  try:
+    return int(text) >= 1
+  except ValueError:
+    return False
 
 
 def read_sizes(weights: pathlib.Path) -> dict:

@@ -4,12 +4,7 @@ Policy, the same for every input and written to the log and to ``run.json``:
 
   crop      the largest centred window of the target's aspect (pixel aspect and rotation flags included)
   resize    that window to the target size by Lanczos with antialiasing
-  frames    n <= F source frames: all of them. n > F: F frames spread over the whole clip, first and last kept,
-            at even times, none twice
-  padding   a clip of fewer frames is padded to the next 4n+1 by repeating the last one; ``known`` counts the
-            real ones, and callers cut every output to it
-
-An input of one frame is the first of F: the rest are for the model to generate, and hold its repeats until then.
+  frames    all of them, or N spread over the whole clip: first and last kept, at even times, none twice
 """
 
 import dataclasses
@@ -17,10 +12,9 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import UInt8
 from PIL import Image
 
-from one4d_jax.data.clip import signed
 from one4d_jax.data.frames import MissingFrames, Source, open_source
 
 
@@ -29,15 +23,13 @@ class Media:
   """A clip ready for a model.
 
   Attributes:
-    video: RGB in [-1, 1].
-    known: number of leading frames that came from the input; the rest repeat the last one.
+    video: RGB.
     kind: 'image', 'animation', 'folder' or 'video'.
-    fps: rate at which the known frames follow each other in time.
-    policy: plain values for ``run.json``: source, size, crop, frames, padding.
+    fps: rate at which the frames follow each other in time.
+    policy: plain values for ``run.json``: source, size, crop, frames.
   """
 
-  video: Float[np.ndarray, 'F H W 3']
-  known: int
+  video: UInt8[np.ndarray, 'F H W 3']
   kind: str
   fps: float
   policy: dict
@@ -50,7 +42,7 @@ class Media:
       f'input: {self.kind} {source["path"]}, {source["frames"]} frame(s) of {"x".join(map(str, source["size"]))}{rate}',
       f'crop: centred {"x".join(f"{v:g}" for v in p["crop"][2:])} at {p["crop"][0]:g},{p["crop"][1]:g}; '
       f'resize: {p["resize"]} to {"x".join(map(str, p["size"]))}',
-      f'frames: {p["frames"]} {_short(p["indices"])}; padding: {p["padding"]} repeat(s) of the last frame',
+      f'frames: {p["frames"]} {_short(p["indices"])}',
     ]
     return lines + [f'note: {note}' for note in p['notes']]
 
@@ -58,7 +50,7 @@ class Media:
 def read(
   path: str | pathlib.Path, *, frames: int, height: int, width: int, fps: float, source: Source | None = None
 ) -> Media:
-  """Reads ``path`` for a model of ``frames`` (4n+1) at ``height`` x ``width``; see the policy above.
+  """Reads at most ``frames`` frames of ``path`` at ``height`` x ``width``; see the policy above.
 
   ``fps`` stands in where the input has no clock (a folder, an image). ``source`` is ``open_source(path)`` if the
   caller already has it. Raises DataError for anything that cannot be read, decoded or is under 16 pixels.
@@ -77,15 +69,11 @@ def read(
     chosen = choose_frames(source.times, frames)
     pictures = source.frames(chosen, shrink)
 
-  known = len(chosen)
-  length = frames if known == 1 else 4 * -(-(known - 1) // 4) + 1
-  video = signed(np.stack(pictures + [pictures[-1]] * (length - known)))
   return Media(
-    video=video,
-    known=known,
+    video=np.stack(pictures),
     kind=source.kind,
     fps=_rate(source, chosen, fps),
-    policy=_policy(source, chosen, size=(width, height), padding=length - known if known > 1 else 0),
+    policy=_policy(source, chosen, size=(width, height)),
   )
 
 
@@ -122,7 +110,7 @@ def _rate(source: Source, chosen: list[int], fps: float) -> float:
   return float((len(chosen) - 1) / seconds)
 
 
-def _policy(source: Source, chosen: list[int], *, size: tuple[int, int], padding: int) -> dict:
+def _policy(source: Source, chosen: list[int], *, size: tuple[int, int]) -> dict:
   left, top, right, bottom = crop_box(source.size, size, source.pixel_aspect)
   spread = len(chosen) < len(source.times)
   return {
@@ -138,7 +126,6 @@ def _policy(source: Source, chosen: list[int], *, size: tuple[int, int], padding
     'resize': 'lanczos, antialiased',
     'frames': f'{len(chosen)} of {len(source.times)}, spread evenly' if spread else 'all',
     'indices': chosen,
-    'padding': padding,
     'notes': source.notes,
   }
 

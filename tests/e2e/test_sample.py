@@ -8,6 +8,7 @@ import pytest
 
 import one4d_jax
 from one4d_jax.data import media
+from one4d_jax.data.clip import signed
 from one4d_jax.evaluation.video import psnr
 from one4d_jax.viewer.scene import load
 from tests.e2e import command, run
@@ -33,8 +34,9 @@ def test_without_arguments_it_makes_a_scene_of_the_example(tmp_path):
   assert scene.rgb.shape == (17, 64, 64, 3) and scene.observed.all() and np.isfinite(scene.world_from_cam).all()
   given = media.read(ASSETS / 'examples' / 'room.mp4', frames=17, height=64, width=64, fps=8.0)
   shown = scene.rgb.astype(np.float32) / 127.5 - 1
-  constant = np.broadcast_to(given.video.mean(axis=(0, 1, 2)), shown.shape)
-  assert psnr(shown, given.video) > psnr(constant, given.video) + 2, 'RGB follows the clip'
+  video = signed(given.video)
+  constant = np.broadcast_to(video.mean(axis=(0, 1, 2)), shown.shape)
+  assert psnr(shown, video) > psnr(constant, video) + 2, 'RGB follows the clip'
   assert scene.valid.mean() > 0.5 and np.all(scene.depth[scene.valid] > 0)
   record = json.loads((tmp_path / 'out' / 'run.json').read_text())
   assert record['task'] == 'video' and record['weights']['hash'] and record['sampling']['steps'] == 8
