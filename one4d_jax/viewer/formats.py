@@ -174,7 +174,6 @@ def _animate(scene: Scene, fps: float, buffers, tree: dict) -> None:
   animation = {'name': 'frames', 'samplers': [], 'channels': []}
   for number, node in enumerate(tree['nodes']):
     if 'mesh' in node:
-      node.pop('matrix', None)  # an animated node has none
       shown = np.array([frame_name(i, '') == tree['meshes'][node['mesh']]['name'] for i in range(scene.frames)], float)
       node['scale'] = [float(shown[0])] * 3
       animate(number, 'scale', 'VEC3', np.repeat(shown[:, None], 3, axis=1))

@@ -136,7 +136,7 @@ def glb_parts(path):
     kind, width = types[accessor['componentType']], widths[accessor['type']]
     at = start + view['byteOffset'] + accessor.get('byteOffset', 0)
     values = np.frombuffer(data, kind, accessor['count'] * width, at).reshape(-1, width)
-    assert values.nbytes <= view['byteLength'] and at % 4 == 0
+    assert values.nbytes <= view['byteLength'] and at % 4 == 0 and np.isfinite(values).all()
     np.testing.assert_array_equal(values.min(axis=0), np.array(accessor['min'], kind))
     np.testing.assert_array_equal(values.max(axis=0), np.array(accessor['max'], kind))
     return values
@@ -166,7 +166,8 @@ def test_glb_shows_one_frame_at_a_time(written):
       want[5] = 1  # until the clip ends
     assert np.array_equal(shown[f'frame_{i:04d}'], want)
   assert tree['scenes'][0]['extras']['unit'] == '1 metre'
-  assert all(m['primitives'][0]['mode'] == 0 for m in tree['meshes'])
+  assert all(m['primitives'][0]['mode'] == m['primitives'][0]['material'] == 0 for m in tree['meshes'])
+  assert tree['extensionsUsed'] == list(tree['materials'][0]['extensions']) == ['KHR_materials_unlit']
 
 
 def test_glb_holds_the_points_and_the_camera(written):
@@ -295,8 +296,10 @@ def test_large_models_keep_so_many_points(tmp_path, monkeypatch):
   export.write_exports(small_scene(), tmp_path, ['colmap'], fps=8)
   model = pycolmap.Reconstruction(str(tmp_path / 'colmap' / 'sparse' / '0'))
   assert 60 < model.num_points3D() <= 100
-  rows = [s.xy[1] for image in model.images.values() for s in image.points2D]
-  assert min(rows) < 6 and max(rows) > 20  # from everywhere
+  places = np.array([point.xyz for point in model.points3D.values()])
+  assert len(np.unique(places, axis=0)) == len(places)
+  spots = np.array([spot.xy for image in model.images.values() for spot in image.points2D])
+  assert (spots.min(axis=0) < 6).all() and (spots.max(axis=0) > [26, 18]).all()  # from everywhere
 
 
 def test_nerfstudio_data(written):
@@ -336,24 +339,22 @@ def test_depth_images(written):
     assert np.abs(depth * 0.001 - SCALE * scene.depth[i])[scene.valid[i]].max() < 0.000501
 
 
-def test_depth_images_of_relative_and_far_scenes(tmp_path):
-  for factor, scale, step in ((1, np.nan, None), (1000, 1, None), (10, 1, 0.001)):
-    scene = small_scene()
-    depth = scene.depth * np.float32(factor)
-    depth[0, 5, 5] = 1e6 * factor  # a stray pixel
-    depth[0, 6, 6:9] = np.nan, np.inf, -1
-    export.write_exports(
-      dataclasses.replace(scene, depth=depth, scale=scale), tmp_path, ['depth16'], fps=8, overwrite=True
-    )
-    stated = json.loads((tmp_path / 'depth' / 'depth.json').read_text())
-    median = np.median(depth[scene.valid & np.isfinite(depth) & (depth > 0)])
-    assert stated['step'] == pytest.approx(step or 100 * median / 65535, rel=1e-6) or step == 0.001
-    with Image.open(tmp_path / 'depth' / 'frame_0000.png') as image:
-      steps = np.asarray(image)
-    assert steps[5, 5] == 65535 and not steps[6, 6:9].any()
-    usual = scene.valid[0].copy()
-    usual[5, 5], usual[6, 6:9] = False, False
-    assert (np.abs(steps * stated['step'] - depth[0])[usual] <= 0.501 * stated['step']).all()
+@pytest.mark.parametrize('factor, scale, millimetres', [(1, np.nan, False), (1000, 1, False), (0.1, 1, True)])
+def test_depth_images_of_relative_and_far_scenes(tmp_path, factor, scale, millimetres):
+  scene = small_scene()
+  depth = scene.depth * np.float32(factor)
+  depth[0, 5, 5] = 1e6 * factor  # a stray pixel
+  depth[0, 6, 6:9] = np.nan, np.inf, -1
+  export.write_exports(dataclasses.replace(scene, depth=depth, scale=scale), tmp_path, ['depth16'], fps=8)
+  step = json.loads((tmp_path / 'depth' / 'depth.json').read_text())['step']
+  median = np.median(depth[scene.valid & np.isfinite(depth) & (depth > 0)])
+  assert step == (0.001 if millimetres else pytest.approx(100 * median / 65535, rel=1e-6))
+  with Image.open(tmp_path / 'depth' / 'frame_0000.png') as image:
+    steps = np.asarray(image)
+  assert steps[5, 5] == 65535 and not steps[6, 6:9].any()
+  usual = scene.valid[0].copy()
+  usual[5, 5], usual[6, 6:9] = False, False
+  assert (np.abs(steps * step - depth[0])[usual] <= 0.501 * step).all()
 
 
 def test_exr_depth(written):
@@ -413,6 +414,7 @@ def empty_and_broken_frames():
   valid[0] = False  # the frame that is shown first
   points[1, 10], points[2, 10] = np.nan, np.inf
   depth[3] = np.nan
+  depth[4, 10] = -1
   return scene, {'valid': valid, 'pointmap': points, 'depth': depth}
 
 
@@ -436,6 +438,8 @@ def test_poor_scenes_give_whole_files(tmp_path, name, make):
     pycolmap = pytest.importorskip('pycolmap')
     assert pycolmap.Reconstruction(str(path / 'sparse' / '0')).num_images() == scene.frames
   elif name != 'cloud':
+    depths = [np.load(p) for p in path.rglob('*.npy')]
+    assert all((d >= 0).all() and np.isfinite(d).all() for d in depths)
     assert len([p for p in path.rglob('frame_*')]) == scene.frames * {'nerfstudio': 3}.get(name, 1)
 
 
