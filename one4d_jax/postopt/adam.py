@@ -19,17 +19,22 @@ from one4d_jax.postopt.options import AdamOptions, FitOptions
 from one4d_jax.postopt.problem import Problem, Solution, depth_and_miss, rays
 
 
-def descend(problem: Problem, start: Solution, options: FitOptions) -> Solution:
-  """Cameras after ``options.adam.iterations`` steps from ``start`` and its best depth; one shared focal length."""
-  return _descend(problem, start, options.adam, options.smoothness, not options.known_focal)
+def descend(problem: Problem, start: Solution, options: FitOptions, anchored: bool) -> Solution:
+  """Cameras after ``options.adam.iterations`` steps from ``start`` and its best depth; one shared focal length.
+
+  The first camera stays where it is if ``anchored``.
+  """
+  return _descend(problem, start, options.adam, options.smoothness, not options.known_focal, anchored)
 
 
 def _length(x: Float[Array, '*b n']) -> Float[Array, '*b']:
   return jnp.sqrt((x * x).sum(-1) + 1e-16)  # a kink without a slope of NaN
 
 
-@functools.partial(jax.jit, static_argnames=('adam', 'smoothness', 'fit_focal'))
-def _descend(problem: Problem, start: Solution, adam: AdamOptions, smoothness: float, fit_focal: bool) -> Solution:
+@functools.partial(jax.jit, static_argnames=('adam', 'smoothness', 'fit_focal', 'anchored'))
+def _descend(
+  problem: Problem, start: Solution, adam: AdamOptions, smoothness: float, fit_focal: bool, anchored: bool
+) -> Solution:
   share = problem.weight / problem.weight.sum()
 
   def cameras(unknown) -> Solution:
@@ -59,6 +64,8 @@ def _descend(problem: Problem, start: Solution, adam: AdamOptions, smoothness: f
     slope = jax.grad(loss)(unknown)
     if not fit_focal:
       slope['log_focal'] = jnp.zeros_like(slope['log_focal'])
+    if anchored:
+      slope['step'] = slope['step'].at[0].set(0)
     with jax.numpy_dtype_promotion('standard'):  # optax relies on it
       change, moments = optimiser.update(slope, moments)
     return (optax.apply_updates(unknown, change), moments), None

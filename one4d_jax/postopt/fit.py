@@ -22,7 +22,7 @@ from one4d_jax.checks import checked
 from one4d_jax.errors import DataError
 from one4d_jax.geometry import se3
 from one4d_jax.postopt.adam import descend
-from one4d_jax.postopt.initialise import FOCAL_RANGE, initialise
+from one4d_jax.postopt.initialise import FOCAL_RANGE, first_miss, initialise
 from one4d_jax.postopt.options import FitOptions
 from one4d_jax.postopt.problem import Problem, Solution, depth_and_miss, normal_equations, patch_scores
 from one4d_jax.postopt.smoothness import smoothness_equations
@@ -37,6 +37,7 @@ ROUND = 4  # steps between two renewals of the radius
 PATCHES = 64  # parts of a frame whose errors are taken as independent of each other
 WEAK = 0.03  # relative error of the focal length beyond which it counts as hardly determined
 FLAT = 0.03  # of the median distance: points nearer than this to a plane (in the median) are one
+FAR_OFF = 0.1  # median miss over median distance beyond which the first frame cannot be the world's
 NARROW = 20.0  # degrees of view below which a lens is long: perspective hardly shows
 FOCAL = 6  # its place among a frame's unknowns; the principal point comes after it
 
@@ -98,19 +99,30 @@ def fit_cameras(
   )
   extent = max(height, width)
   known = options.known_focal / extent
-  start = initialise(_coarse(problem), known) if init is None else _from_cameras(init, used, unit, valid.shape)
+  anchored = options.world == 'first' and bool(usable[0])
+  if init is None:
+    start = initialise(_coarse(problem), anchored=anchored, known_focal=known)
+  else:
+    start = _from_cameras(init, used, unit, valid.shape)
+  if anchored:
+    start = dataclasses.replace(start, pose=start.pose.at[0].set(jnp.eye(4)))
   if known:
     start = dataclasses.replace(start, log_focal=jnp.full(len(used), np.log(known), jnp.float32))
   if options.method == 'adam':
-    solution = descend(problem, start, options)
+    solution = descend(problem, start, options, anchored)
   else:
-    solution = _Fit(problem, options).run(start)
-  spread, weakness = _Fit(problem, options).focal_errors(solution)
+    solution = _Fit(problem, options, anchored).run(start)
+  spread, weakness = _Fit(problem, options, anchored).focal_errors(solution)
   warnings = [] if known else [*_doubts(_coarse(problem), solution, spread, weakness)]
   if not usable.all():
     few = ', '.join(map(str, np.flatnonzero(~usable)))
     warnings.append(f'frames {few} have too few valid pixels; their cameras are interpolated')
-  solution = _carry(solution, usable)
+  if anchored and (miss := first_miss(_coarse(problem), solution)) > FAR_OFF:
+    warnings.append(
+      f"the first frame's points miss its rays by {miss:.0%} of the distance: they are poor, or the world is not the "
+      "first camera (world='any')"
+    )
+  solution = _carry(solution, usable, options.world == 'first')
 
   focal = np.exp(np.asarray(solution.log_focal, np.float64)) * extent
   K = np.zeros((frames, 3, 3))
@@ -170,14 +182,22 @@ def _from_cameras(cameras: Cameras, used: np.ndarray, unit: float, shape: tuple[
   return Solution(jnp.asarray(pose), jnp.asarray(log_focal, jnp.float32), jnp.asarray(centre, jnp.float32))
 
 
-def _carry(solution: Solution, usable: np.ndarray) -> Solution:
+def _carry(solution: Solution, usable: np.ndarray, first_is_world: bool) -> Solution:
   """Cameras of all frames from those of the usable ones: interpolated between neighbours, copied at the ends."""
   index, good = np.arange(len(usable)), np.flatnonzero(usable)
+  if first_is_world and not usable[0]:  # known all the same
+    good = np.concatenate([[0], good])
+    ahead = lambda x, row: jnp.concatenate([row[None], x])
+    solution = Solution(
+      ahead(solution.pose, jnp.eye(4)),
+      ahead(solution.log_focal, solution.log_focal[0]),
+      ahead(solution.centre, solution.centre[0]),
+    )
   before = np.maximum(np.searchsorted(good, index, side='right') - 1, 0)  # places among the usable ones
   after = np.minimum(np.searchsorted(good, index), len(good) - 1)
   fraction = ((index - good[before]) / np.maximum(good[after] - good[before], 1)).clip(0, 1)
   pose = np.where(
-    usable[:, None, None],
+    np.isin(index, good)[:, None, None],
     solution.pose[before],
     se3.interpolate(solution.pose[before], solution.pose[after], jnp.asarray(fraction, jnp.float32)),
   )
@@ -223,8 +243,8 @@ def _doubts(problem: Problem, solution: Solution, spread: float, weakness: float
 class _Fit:
   """Levenberg-Marquardt over a camera a frame, and intrinsics for each or for all."""
 
-  def __init__(self, problem: Problem, options: FitOptions):
-    self.problem, self.options = problem, options
+  def __init__(self, problem: Problem, options: FitOptions, anchored: bool):
+    self.problem, self.options, self.anchored = problem, options, anchored
     self.frames, self.valid = len(problem.weight), np.asarray(problem.weight) > 0
     focal = [] if options.known_focal else [FOCAL]
     own = focal if options.focal == 'per_frame' else []
@@ -319,8 +339,11 @@ class _Fit:
       own[:, :6, :6] += share * chain.own
       next[:, :6, :6] = share * chain.next
       local[:, :6] += share * chain.gradient
-    corner, shared = part(self.shared, self.shared).sum(axis=0), slope[:, self.shared].sum(axis=0)
-    return float(cost), System(own, next, part(self.local, self.shared), corner, local, shared)
+    border, corner = part(self.local, self.shared), part(self.shared, self.shared).sum(axis=0)
+    if self.anchored:
+      own[0, :6] = own[0, :, :6] = next[:1, :6] = border[0, :6] = local[0, :6] = 0
+      own[0, range(6), range(6)] = 1
+    return float(cost), System(own, next, border, corner, local, slope[:, self.shared].sum(axis=0))
 
   def _moved(self, solution: Solution, local: np.ndarray, shared: np.ndarray) -> Solution:
     """The solution after a step."""

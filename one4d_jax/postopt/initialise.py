@@ -3,7 +3,7 @@
 Pose at fixed focal length: with P = I - r r^T / (r . r) and Y = R X + t, the cost sum |P Y|^2 is quadratic in the
 nine entries of R once t = -(sum P)^-1 sum P R X is put in: q^T Omega q, q = vec R. Omega takes one pass over the
 pixels; what follows works on 9 x 9 matrices. Rotations are refined on SO(3) from the identity, from Omega's two
-smallest eigenvectors (which a plane leaves ambiguous), then from what the neighbouring frames found.
+smallest eigenvectors (which a plane leaves ambiguous), and from what the frame before found.
 """
 
 import jax
@@ -17,7 +17,7 @@ from one4d_jax.postopt.problem import Problem, Solution, depth_and_miss, rays
 
 FOCAL_RANGE = (0.2, 10.0)  # over max(H, W)
 SCAN = np.geomspace(0.3, 4, 24)  # focal lengths tried when the first frame does not give one
-FAR_OFF = 0.1  # median miss over median distance beyond which the world is not the first camera
+CLEARLY = 0.25  # of the cost: what a minimum far from the predecessor's must undercut to be believed
 
 
 @jax.jit
@@ -97,65 +97,71 @@ def _nearest_rotation(matrix: np.ndarray) -> np.ndarray:
   return left @ right
 
 
-def poses(problem: Problem, focal: float) -> tuple[np.ndarray, np.ndarray]:
-  """world_from_cam [F 4 4] of each frame on its own, and its cost [F] (infinite: every start put the scene behind)."""
+def poses(problem: Problem, focal: float, first: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """world_from_cam [F 4 4] of each frame on its own, and its cost [F] (infinite: every start put the scene behind).
+
+  ``first`` is the rotation of the first camera, if it is known. A frame takes the minimum next to its predecessor's
+  rotation unless another one is clearly lower: on poor points the mirrored camera often fits a little better.
+  """
   moments = _moments(problem, jnp.float32(focal))
-  centroid, zeroth, first, second = (np.asarray(x, np.float64) for x in moments)
+  centroid, zeroth, linear, second = (np.asarray(x, np.float64) for x in moments)
   frames = len(centroid)
   solve_t = np.linalg.pinv(zeroth)
-  linear = first.transpose(0, 2, 3, 1).reshape(frames, 3, 9)  # [F, k, (l i)]: (sum P R X)_k = linear q
+  linear = linear.transpose(0, 2, 3, 1).reshape(frames, 3, 9)  # [F, k, (l i)]: (sum P R X)_k = linear q
   omega = second.transpose(0, 3, 1, 4, 2).reshape(frames, 9, 9) - linear.transpose(0, 2, 1) @ solve_t @ linear
   omega /= np.maximum(np.trace(omega, axis1=1, axis2=2), 1e-30)[:, None, None]
 
-  def best(starts):  # [s F 3 3]
-    count = len(starts)
-    rotation, cost = _refine(jnp.asarray(np.tile(omega, (count, 1, 1)), jnp.float32), starts.reshape(-1, 3, 3))
-    rotation = np.asarray(rotation, np.float64).reshape(count, frames, 3, 3)
-    shift = -np.einsum('fkl,flm,sfm->sfk', solve_t, linear, rotation.reshape(count, frames, 9))
-    cost = np.where(shift[..., 2] > 0, np.asarray(cost).reshape(count, frames), np.inf)
-    choice, frame = cost.argmin(axis=0), np.arange(frames)
-    return rotation[choice, frame], shift[choice, frame], cost[choice, frame]
+  def refined(chosen, starts):  # frames [n], rotations [n 3 3]
+    rotation, cost = _refine(jnp.asarray(omega[chosen], jnp.float32), jnp.asarray(starts, jnp.float32))
+    rotation = np.asarray(rotation, np.float64)
+    shift = -np.einsum('fkl,flm,fm->fk', solve_t[chosen], linear[chosen], rotation.reshape(-1, 9))
+    return rotation, shift, np.where(shift[:, 2] > 0, np.asarray(cost), np.inf)
 
   vectors = np.linalg.eigh(omega)[1][..., :2].transpose(2, 0, 1).reshape(2, frames, 3, 3)
   vectors = vectors * np.where(np.linalg.det(vectors) < 0, -1, 1)[..., None, None]
-  identity = np.tile(np.eye(3), (1, frames, 1, 1))
-  rotation, _, _ = best(np.concatenate([identity, _nearest_rotation(vectors)]))
-  neighbours = [np.concatenate([rotation[:1], rotation[:-1]]), np.concatenate([rotation[1:], rotation[-1:]])]
-  rotation, shift, cost = best(np.stack([rotation, *neighbours]))
+  starts = np.concatenate([np.tile(np.eye(3), (1, frames, 1, 1)), _nearest_rotation(vectors)])
+  every = np.arange(frames)
+  found = [x.reshape(3, frames, *x.shape[1:]) for x in refined(np.tile(every, 3), starts.reshape(-1, 3, 3))]
+  choice = found[2].argmin(axis=0)
+  rotation, shift, cost = (x[choice, every] for x in found)
+  before = rotation[0] if first is None else first
+  for i in every:
+    (turn,), (move,), (price,) = refined(every[i : i + 1], before[None])
+    if price < np.inf and not cost[i] < CLEARLY * price:
+      rotation[i], shift[i], cost[i] = turn, move, price
+    before = rotation[i]
   pose = np.tile(np.eye(4), (frames, 1, 1))
   pose[:, :3, :3] = rotation.transpose(0, 2, 1)
   pose[:, :3, 3] = centroid - np.einsum('fji,fj->fi', rotation, shift)
   return pose, cost
 
 
-def _first_frame_focal(problem: Problem) -> float | None:
-  """Weiszfeld's focal length if frame 0 is seen from the origin along +z, else None."""
-  focal = float(weiszfeld(problem.points[0], problem.pixels, problem.weight[0]))
-  if not np.isfinite(focal) or not FOCAL_RANGE[0] <= focal <= FOCAL_RANGE[1]:
-    return None
+def first_miss(problem: Problem, solution: Solution) -> float:
+  """Median distance of the first frame's points from their rays, its camera being the world."""
   frame = Problem(problem.points[:1], problem.pixels, problem.weight[:1])
-  at_origin = Solution(jnp.eye(4)[None], jnp.log(jnp.float32(focal))[None], jnp.zeros((1, 2)))
-  valid = np.asarray(problem.weight[0]) > 0
-  depth, miss = (np.asarray(x)[0][valid] for x in depth_and_miss(frame, at_origin))
-  return focal if np.median(miss) < FAR_OFF and np.median(depth) > 0 else None
+  _, miss = depth_and_miss(frame, Solution(jnp.eye(4)[None], solution.log_focal[:1], solution.centre[:1]))
+  return float(np.median(np.asarray(miss)[0][np.asarray(problem.weight[0]) > 0]))
 
 
-def initialise(problem: Problem, known_focal: float = 0.0) -> Solution:
-  """Focal length (unless known, over max(H, W)) and poses.
-
-  Frame 0 starts at the origin, unless its points say it is elsewhere.
-  """
-  focal = _first_frame_focal(problem)
-  at_origin = focal is not None
-  if known_focal:
-    focal = known_focal
-  elif not at_origin:  # the world is some other frame: try focal lengths on the first one
+def initialise(problem: Problem, *, anchored: bool, known_focal: float = 0.0) -> Solution:
+  """Focal length (unless known, over max(H, W)) and poses; the first one is the identity if ``anchored``."""
+  focal = known_focal
+  if anchored and not focal:
+    focal = float(weiszfeld(problem.points[0], problem.pixels, problem.weight[0]))
+    if not FOCAL_RANGE[0] <= focal <= FOCAL_RANGE[1]:  # or NaN
+      focal = float(min(SCAN, key=lambda f: first_miss(problem, _centred(np.eye(4)[None], f))))
+  elif not focal:  # the world is elsewhere: try focal lengths on the first frame
     frame = Problem(problem.points[:1], problem.pixels, problem.weight[:1])
     focal = float(min(SCAN, key=lambda f: poses(frame, f)[1][0]))
-  pose, cost = poses(problem, focal)
-  if at_origin or not np.isfinite(cost[0]):
+  pose, cost = poses(problem, focal, np.eye(3) if anchored else None)
+  if anchored or not np.isfinite(cost[0]):
     pose[0] = np.eye(4)
   for k in np.flatnonzero(~np.isfinite(cost[1:])) + 1:
     pose[k] = pose[k - 1]
-  log_focal = np.full(len(pose), np.log(focal))
-  return Solution(jnp.asarray(pose, jnp.float32), jnp.asarray(log_focal, jnp.float32), jnp.zeros((len(pose), 2)))
+  return _centred(pose, focal)
+
+
+def _centred(pose: np.ndarray, focal: float) -> Solution:
+  """Cameras of one focal length, their principal point in the middle."""
+  log_focal = jnp.full(len(pose), np.log(focal), jnp.float32)
+  return Solution(jnp.asarray(pose, jnp.float32), log_focal, jnp.zeros((len(pose), 2)))

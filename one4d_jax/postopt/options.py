@@ -27,6 +27,7 @@ class FitOptions:
   """
 
   method: str = 'lm'  # or 'adam': the paper's objective with depth unknown, for comparison
+  world: str = 'first'  # the pointmap's world is the first camera, which stays the identity; or 'any'
   focal: str = 'shared'  # or 'per_frame'
   known_focal: float = 0.0  # pixels; 0: not known, fitted
   principal_point: str = 'centre'  # or 'shared': fitted, one for the clip
@@ -40,6 +41,7 @@ class FitOptions:
   def __post_init__(self):
     choices = {
       'method': ('lm', 'adam'),
+      'world': ('first', 'any'),
       'focal': ('shared', 'per_frame'),
       'principal_point': ('centre', 'shared'),
       'loss': LOSSES,

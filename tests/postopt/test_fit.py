@@ -108,11 +108,12 @@ def test_moving_pixels_in_the_majority():
 @pytest.mark.parametrize('motion', ['orbit', 'static'])
 def test_one_plane_is_exact_where_it_can_be_and_warns(normal, motion, caplog):
   points, truth = plane(normal, motion)
-  found = fit_cameras(points, all_valid(points))
+  found = fit_cameras(points, all_valid(points), options=FitOptions(world='any'))
   assert 'one plane' in found.warnings[0] and found.warnings[0] in caplog.text
   assert np.isfinite(found.K).all() and np.isfinite(found.world_from_cam).all()
   if motion == 'orbit':
     assert_exact(found, truth, f'plane {normal}')
+    assert_exact(fit_cameras(points, all_valid(points)), truth, 'the same, first camera known')
   elif normal == (0, 0, -1):
     assert 'would move it' in found.warnings[0], 'a plane straight ahead fits any focal length'
 
@@ -129,14 +130,40 @@ def test_a_long_lens_warns_and_a_room_does_not():
 def test_a_large_standard_error_warns():
   points, truth, _ = room(frames=1, height=32, width=48)
   assert not fit_cameras(points, all_valid(points)).warnings
-  assert 'standard error' in fit_cameras(smooth_noise(points, truth, 0.1), all_valid(points)).warnings[0]
+  options = FitOptions(world='any')
+  noisy_fit = fit_cameras(smooth_noise(points, truth, 0.1), all_valid(points), options=options)
+  assert 'standard error' in noisy_fit.warnings[0]
+
+
+def test_the_first_camera_is_the_world():
+  points, truth, _ = room()
+  for level in (0.01, 0.05):
+    noisy_points = noisy(points, truth, level)
+    bound, free = (
+      fit_cameras(noisy_points, all_valid(points), options=FitOptions(world=world)) for world in ('first', 'any')
+    )
+    np.testing.assert_array_equal(bound.world_from_cam[0], np.eye(4))
+    assert errors(bound, truth)[0] < errors(free, truth)[0], 'one camera less to find'
+  shifted = (points + np.float32([3, 2, 0])).astype(np.float32)
+  assert "world='any'" in fit_cameras(shifted, all_valid(points)).warnings[-1]
+  assert not fit_cameras(shifted, all_valid(points), options=FitOptions(world='any')).warnings
+
+
+def test_a_camera_that_leaps_is_found():
+  points, truth, _ = room('translation', frames=6, height=48, width=72)
+  leap = np.array(truth.world_from_cam)
+  leap[3:] = leap[3:] @ np.asarray(se3.exp(jnp.asarray([0, 0, 0, 0.3, 1.5, 0.2], jnp.float32)))  # 88 degrees
+  depth = np.random.default_rng(0).uniform(2, 6, truth.depth.shape).astype(np.float32)
+  points = pointmap.from_depth(depth, truth.K, leap)
+  moved = dataclasses.replace(truth, world_from_cam=leap)
+  assert_exact(fit_cameras(points, all_valid(points), options=FitOptions(smoothness=0.0)), moved, 'leap')
 
 
 def test_a_known_focal_length_is_kept():
   points, truth = plane((0, 0, -1), 'static')
   points = noisy(points, truth, 0.01)
-  free = fit_cameras(points, all_valid(points))
-  known = fit_cameras(points, all_valid(points), options=FitOptions(known_focal=float(truth.K[0, 0, 0])))
+  run = lambda focal: fit_cameras(points, all_valid(points), options=FitOptions(world='any', known_focal=focal))
+  free, known = run(0.0), run(float(truth.K[0, 0, 0]))
   np.testing.assert_allclose(known.K, truth.K, rtol=1e-6)
   assert known.focal_std == 0 and not known.warnings
   far = lambda found: np.linalg.norm(found.world_from_cam[:, :3, 3], axis=-1).max()
@@ -276,7 +303,8 @@ def test_a_single_frame():
 def test_a_world_that_is_not_the_first_camera():
   points, truth, _ = room()
   motion = np.asarray(se3.exp(jnp.asarray([2, 1, -3, 0.9, -0.6, 0.4], jnp.float32)))
-  found = fit_cameras((points @ motion[:3, :3].T + motion[:3, 3]).astype(np.float32), all_valid(points))
+  elsewhere = (points @ motion[:3, :3].T + motion[:3, 3]).astype(np.float32)
+  found = fit_cameras(elsewhere, all_valid(points), options=FitOptions(world='any'))
   moved = Cameras(truth.K, motion @ truth.world_from_cam, truth.depth, truth.residual, 0.0)
   assert_exact(found, moved, 'another world')
 
@@ -303,9 +331,10 @@ def test_frames_without_pixels_take_the_camera_between_their_neighbours(caplog):
   found = fit_cameras(points, valid)
   np.testing.assert_array_equal(np.isnan(found.residual), np.isin(np.arange(20), missing))
   assert 'interpolated' in caplog.text
-  inner = found.world_from_cam[1:19, :3, 3]
-  np.testing.assert_allclose(inner, truth.world_from_cam[1:19, :3, 3], atol=2e-5)
-  np.testing.assert_allclose(found.world_from_cam[[0, 19]], found.world_from_cam[[1, 18]], atol=1e-6)
+  inner = found.world_from_cam[:19, :3, 3]
+  np.testing.assert_allclose(inner, truth.world_from_cam[:19, :3, 3], atol=2e-5)
+  np.testing.assert_array_equal(found.world_from_cam[0], np.eye(4))  # known: it is the world
+  np.testing.assert_allclose(found.world_from_cam[19], found.world_from_cam[18], atol=1e-6)
   np.testing.assert_allclose(found.K, truth.K, rtol=1e-5)
 
 
