@@ -42,9 +42,11 @@ def run(
   return 0
 
 
-def add_config(parser: argparse.ArgumentParser, *, default: str | None = None, required: bool = False) -> None:
+def add_config(
+  parser: argparse.ArgumentParser, *, default: str | None = None, required: bool = False, about: str = 'configuration'
+) -> None:
   """Adds ``--config FILE[:PRESET]``. ``run`` collects ``--config.KEY=VALUE`` into ``args.overrides``."""
-  text = 'configuration; change a value of it with --config.KEY=VALUE' + (' (default: %(default)s)' if default else '')
+  text = f'{about}; change a value of it with --config.KEY=VALUE' + (' (default: %(default)s)' if default else '')
   parser.add_argument('--config', metavar='FILE[:PRESET]', default=default, required=required, help=text)
 
 

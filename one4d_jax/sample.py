@@ -13,6 +13,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import itertools
+import math
 import pathlib
 import platform
 import shlex
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable
 
 from one4d_jax import cli
+from one4d_jax.postopt.options import FitOptions
 
 SOLVERS = ('euler', 'unipc', 'dpm++')
 SLOWEST = 5.0  # frames a second at which a scene is played; frames chosen from a long clip lie further apart
@@ -42,6 +44,12 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument('--sparsity', metavar='FRACTION', type=float, help='or: this part of them, first and last included')
   p.add_argument('--frames', metavar='N|all', help='frames of the scene; more than the model takes go in windows')
   p.add_argument('--overlap', metavar='K', type=int, help='frames that neighbouring windows share')
+  p.add_argument('--export', metavar='NAME,...', help='also write: ply, cloud, glb, colmap, nerfstudio, depth16, exr, '
+                 'frames, orbit')  # fmt: skip
+  p.add_argument('--metric', metavar='KNOWN', action='append',
+                 help='metres from what is known, may be repeated: baseline=I,J:METRES, distance=I:U,V:U,V:METRES, '
+                 'depth=I:U,V:METRES; or focal=PIXELS, focal=26mm of the input')  # fmt: skip
+  cli.add_config(p, about='how cameras are fitted (configs/postopt.py)')
   p.add_argument('--weights', metavar='DIR', help='a bundle; default: the embedded tiny model')
   p.add_argument('--seed', metavar='N', type=int, default=0, help='default: %(default)s')
   own = 'default: the bundle says'
@@ -83,8 +91,15 @@ def produce(
   Raises UserError for whatever is wrong with the request, before work is spent.
   """
   from one4d_jax import request as requests
+  from one4d_jax.viewer import export, metric
 
+  exports, measures, options = export.check_exports(args.export), metric.parse(args.metric or ()), fit_options(args)
   request = requests.read(args)
+  frames, height, width = request.video.shape[:3]
+  metric.check(measures, frames=frames, height=height, width=width)
+  options = dataclasses.replace(
+    options, known_focal=metric.known_focal(measures, request.policy) or options.known_focal
+  )
   for line in request.log:
     tell(line)
   clock = Clock(report)
@@ -93,38 +108,61 @@ def produce(
   with clock('sample'):
     made, settings = sample(bundle, request, args, report)
   with clock('fit cameras'):
-    scene, focal_std = build_scene(made, request)
+    scene, cameras, seams = build_scene(made, request, options)
+  scene, measured, notes = metric.apply(scene, measures)
+  for line in [
+    *(seam.describe() for seam in seams.seams),
+    *(f'warning: {text}' for text in (*cameras.warnings, *notes)),
+  ]:
+    tell(line)
   playback = max(request.fps, SLOWEST)
   if playback != request.fps:
-    request.log.append(f'playback: {playback:g} fps, faster than life: the frames lie {1 / request.fps:.2f} s apart')
-    tell(request.log[-1])
+    tell(f'playback: {playback:g} fps, faster than life: the frames lie {1 / request.fps:.2f} s apart')
   run = {
     'command': command_line(args),
     'task': request.task,
     'prompt': request.prompt,
     'input': request.policy,
-    'observed': request.observed[: request.given].nonzero()[0].tolist(),
+    'observed': request.observed.nonzero()[0].tolist(),
     'fps': {'in_time': request.fps, 'playback': playback},
     'seed': args.seed,
     'sampling': settings,
     'config': dataclasses.asdict(bundle.config),
     'weights': {'name': bundle.name, 'hash': bundle.hash, 'path': str(request.weights)},
     'cameras': {
-      'focal': float(scene.K[:, 0, 0].mean()),
-      'focal_std': float(focal_std),
-      'residual': [None if r != r else round(float(r), 6) for r in scene.residual],
-      'valid': round(float(scene.valid.mean()), 4),
+      'focal': number(scene.K[:, 0, 0].mean()),
+      'focal_std': number(cameras.focal_std),
+      'residual': [number(r) for r in scene.residual],
+      'valid': number(scene.valid.mean()),
+      'warnings': [*cameras.warnings, *notes],
+      'fit': dataclasses.asdict(options),
     },
+    'windows': {'spans': [[span.start, span.stop] for span in request.spans], **seams.record()},
+    'metric': {'scale': number(scene.scale), 'from': measured},
     'timings_s': clock.seconds,
     'versions': versions(),
     'finished': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
-  from one4d_jax.viewer.export import write_scene
-
   with clock('write'):
-    paths = write_scene(scene, request.out, run=run, overwrite=args.overwrite, fps=playback)
+    paths = export.write_scene(
+      scene, request.out, run=run, overwrite=args.overwrite, fps=playback, exports=exports, progress=report
+    )
   tell('timings: ' + ', '.join(f'{name} {seconds:.1f} s' for name, seconds in clock.seconds.items()))
   return paths
+
+
+def number(value) -> float | None:
+  """For JSON, which has no NaN."""
+  return round(float(value), 6) if math.isfinite(value) else None
+
+
+def fit_options(args: argparse.Namespace):
+  """How cameras are fitted; a configuration is only read, and JAX loaded with it, where one is asked for."""
+  if args.config or args.overrides:
+    from one4d_jax import config
+
+    return config.read(args.config or '', args.overrides, FitOptions)
+  return FitOptions()
 
 
 def command_line(args: argparse.Namespace) -> str:
@@ -134,50 +172,55 @@ def command_line(args: argparse.Namespace) -> str:
     value = getattr(args, action.dest, action.default)
     if value == action.default:
       continue
-    words += [action.option_strings[0], *([] if action.nargs == 0 else [str(value)])]
+    values = [] if action.nargs == 0 else value if isinstance(value, list) else [value]
+    words += [word for v in values for word in (action.option_strings[0], str(v))] or [action.option_strings[0]]
   return shlex.join([*words, *(f'--config.{override}' for override in getattr(args, 'overrides', ()))])
 
 
 def sample(bundle, request, args: argparse.Namespace, report: Callable[[str, int, int], None]):
-  """``(generated videos, the settings used)``."""
-  from one4d_jax.model.generate import generate
+  """``(generated windows, the settings used)``."""
+  from one4d_jax.model.windows import generate_windows
 
   names = ('steps', 'guidance', 'shift', 'solver')
   settings = {n: getattr(bundle.config, n) if getattr(args, n) is None else getattr(args, n) for n in names}
+  total = settings['steps'] * len(request.spans)
   done = itertools.count(1)
-
-  def progress(step: int) -> None:
-    report('sample', next(done), settings['steps'])
-
-  made = generate(
-    bundle, request.video, request.observed, request.prompt, seed=args.seed, progress=progress, **settings
+  made = generate_windows(
+    bundle,
+    request.video,
+    request.observed,
+    request.prompt,
+    spans=request.spans,
+    seed=args.seed,
+    progress=lambda _: report('sample', next(done), total),
+    **settings,
   )
   return made, settings
 
 
-def build_scene(made, request):
-  """The scene of generated videos, up to scale, and the uncertainty of its focal length in pixels."""
+def build_scene(made, request, options: FitOptions):
+  """The scene of generated windows, up to scale; its cameras as they were fitted; the seams between the windows."""
   import numpy as np
 
-  from one4d_jax.postopt.decode import decode
+  from one4d_jax.postopt.windows import blend, decode_windows
   from one4d_jax.viewer.pictures import to_uint8
   from one4d_jax.viewer.scene import Scene
 
-  found = decode(np.asarray(made.xyz)[: request.given])
+  found, seams = decode_windows([window.xyz for window in made], request.spans, options=options)
   cameras = found.cameras
   depth = np.where(cameras.depth > 0, cameras.depth, found.z)
   valid = found.valid & (depth > 0)
   scene = Scene(
-    rgb=to_uint8(made.rgb[: request.given]),
+    rgb=to_uint8(blend([window.rgb for window in made], request.spans)),
     pointmap=found.points,
     depth=np.where(valid, depth, 0),
     valid=valid,
     K=cameras.K,
     world_from_cam=cameras.world_from_cam,
-    observed=request.observed[: request.given],
+    observed=request.observed,
     residual=cameras.residual,
   )
-  return scene, cameras.focal_std
+  return scene, cameras, seams
 
 
 class Bar:

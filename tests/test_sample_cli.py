@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -14,6 +16,7 @@ from PIL import Image
 from one4d_jax import cli, request, sample
 from one4d_jax.data import render
 from one4d_jax.model import pointmap
+from one4d_jax.postopt.options import FitOptions
 from one4d_jax.viewer import export
 from one4d_jax.viewer import scene as scenes
 
@@ -64,15 +67,17 @@ def model(monkeypatch, clip):
 
   def fake_sample(bundle, request, args, report):
     asked.append(request)
-    return made, {'steps': 4}
+    cut = [span if span.stop <= 9 else range(9) for span in request.spans]
+    return [type(made)(rgb=made.rgb[s.start : s.stop], xyz=made.xyz[s.start : s.stop]) for s in cut], {'steps': 4}
 
-  def fake_fit(points, valid):
+  def fake_fit(points, valid, *, options=None, init=None):
     frames = len(points)
+    asked.append(options)
     poses = np.linalg.inv(clip.world_from_cam[0]) @ clip.world_from_cam[:frames]
     poses[:, :3, 3] *= 2 / unit
     depth = np.where(valid, clip.depth[:frames] * 2 / unit, 0)
     return types.SimpleNamespace(
-      K=clip.K[:frames], world_from_cam=poses, depth=depth, residual=np.zeros(frames), focal_std=0.1
+      K=clip.K[:frames], world_from_cam=poses, depth=depth, residual=np.zeros(frames), focal_std=0.1, warnings=()
     )
 
   bundle = types.SimpleNamespace(config=FakeSizes(), name='fake', hash='0' * 16)
@@ -103,7 +108,7 @@ def test_a_whole_video(place, model, clip, capsys):
   assert [place / 'made' / name for name in export.FILES] == [
     type(place)(line) for line in printed[-len(export.FILES) :]
   ]
-  (asked,) = model
+  asked, _ = model
   assert asked.task == 'video' and asked.observed.all() and asked.prompt == 'a room'
   record = json.loads((place / 'made' / 'run.json').read_text())
   assert record['observed'] == list(range(9)) and record['input']['source']['frames'] == 9
@@ -119,8 +124,8 @@ def test_a_whole_video(place, model, clip, capsys):
 def test_short_clip_is_padded_for_the_model_only(place, model, clip):
   write_clip(place / 'clip.mp4', clip, count=6)
   assert run('--input', 'clip.mp4') == 0
-  (asked,) = model
-  assert asked.video.shape[0] == 9 and asked.observed.all() and asked.given == 6
+  asked, _ = model
+  assert asked.video.shape[0] == 6 and asked.observed.all() and asked.spans == [range(6)]
   assert scenes.load(place / 'out').frames == 6
   with av.open(str(place / 'out' / 'rgb.mp4')) as container:
     assert len(list(container.decode(video=0))) == 6
@@ -132,7 +137,7 @@ def test_short_clip_is_padded_for_the_model_only(place, model, clip):
 def test_some_frames(place, model, clip, flags, seen):
   write_clip(place / 'clip.mp4', clip)
   assert run('--input', 'clip.mp4', *flags) == 0
-  (asked,) = model
+  asked, _ = model
   assert asked.task == 'sparse' and asked.observed.nonzero()[0].tolist() == seen
   assert not asked.video[~asked.observed].any() and asked.video[asked.observed].any()
   assert scenes.load(place / 'out').observed.nonzero()[0].tolist() == seen
@@ -143,15 +148,55 @@ def test_an_image_and_a_video_of_one_frame(place, model, clip):
   write_clip(place / 'one.mp4', clip, count=1)
   for name in ('photo.png', 'one.mp4'):
     assert run('--input', name, '--overwrite') == 0
-    asked = model[-1]
-    assert asked.task == 'image' and asked.observed.nonzero()[0].tolist() == [0] and asked.given == 9
+    asked = model[-2]
+    assert asked.task == 'image' and asked.observed.nonzero()[0].tolist() == [0] and asked.spans == [range(9)]
     assert scenes.load(place / 'out').frames == 9
+
+
+def test_metres_are_recorded_and_exported(place, model, clip, capsys):
+  write_clip(place / 'clip.mp4', clip)
+  row, column = np.argwhere(clip.valid[0])[100]
+  flags = ['--metric', f'depth=0:{column},{row}:{clip.depth[0, row, column]}', '--metric', 'focal=30']
+  assert run('--input', 'clip.mp4', *flags, '--export', 'ply,frames', '--config.loss=l1') == 0
+  _, options = model
+  assert options.known_focal == pytest.approx(30) and options.loss == 'l1'  # the input is not resized
+  scene = scenes.load(place / 'out')
+  ratio = scene.metric().depth[scene.valid] / clip.depth[scene.valid]
+  assert np.median(ratio) == pytest.approx(1, rel=0.05)
+  record = json.loads((place / 'out' / 'run.json').read_text())
+  assert record['metric']['scale'] == pytest.approx(float(scene.scale), rel=1e-4) and len(record['metric']['from']) == 2
+  assert record['cameras']['fit']['loss'] == 'l1' and record['windows']['spans'] == [[0, 9]]
+  assert len(list((place / 'out' / 'points').iterdir())) == len(list((place / 'out' / 'frames').iterdir())) == 9
+  printed = capsys.readouterr().out.splitlines()
+  assert str(place / 'out' / 'points') in printed and '--metric' in record['command'] and 'loss=l1' in record['command']
+
+
+def test_a_measure_that_the_scene_lacks_costs_nothing_but_a_warning(place, model, clip, capsys):
+  write_clip(place / 'clip.mp4', clip)
+  row, column = np.argwhere(~clip.valid[0])[0]
+  assert run('--input', 'clip.mp4', '--metric', f'depth=0:{column},{row}:2') == 0
+  assert 'shows no surface' in capsys.readouterr().out
+  record = json.loads((place / 'out' / 'run.json').read_text())
+  assert record['metric'] == {'scale': None, 'from': {}} and 'no surface' in record['cameras']['warnings'][0]
+
+
+def test_the_recorded_command_gives_the_same_arguments(place, model, clip):
+  write_clip(place / 'clip.mp4', clip)
+  argv = ['--input', 'clip.mp4', '--prompt', "a room's corner", '--metric', 'focal=30', '--metric', 'baseline=0,4:1',
+          '--export', 'cloud', '--seed', '7', '--frames', '5', '--overwrite', '--config.tolerance=0.001']  # fmt: skip
+  assert run(*argv) == 0
+  command = json.loads((place / 'out' / 'run.json').read_text())['command']
+  words = shlex.split(command)
+  assert words[:3] == ['python', '-m', 'one4d_jax.sample'] and words.count('--metric') == 2
+  shutil.rmtree(place / 'out')
+  assert cli.run(sample.main, sample.parser(), words[3:]) == 0
+  assert json.loads((place / 'out' / 'run.json').read_text())['command'] == command
 
 
 def test_text_alone(place, model):
   (place / 'prompt.txt').write_text('a red ball rolls\n')
   assert run('--prompt-file', 'prompt.txt') == 0
-  (asked,) = model
+  asked, _ = model
   assert asked.task == 'text' and not asked.observed.any() and not asked.video.any()
   assert asked.prompt == 'a red ball rolls' and asked.fps == 16.0
 
@@ -176,7 +221,9 @@ def test_scene_of_an_exact_pointmap_has_the_true_cameras(clip):
   points = pointmap.from_depth(clip.depth, clip.K, clip.world_from_cam)
   normalised, unit = pointmap.normalise(points, clip.valid)
   made = types.SimpleNamespace(rgb=clip.rgb / 127.5 - 1, xyz=pointmap.encode_input(normalised, clip.valid))
-  scene, _ = sample.build_scene(made, types.SimpleNamespace(given=9, observed=np.ones(9, bool)))
+  request = types.SimpleNamespace(spans=[range(9)], observed=np.ones(9, bool))
+  scene, cameras, seams = sample.build_scene([made], request, FitOptions())
+  assert not cameras.warnings and not seams.seams
   np.testing.assert_allclose(scene.K, clip.K, rtol=1e-4)
   truth = np.linalg.inv(clip.world_from_cam[0]) @ clip.world_from_cam
   np.testing.assert_allclose(scene.world_from_cam[:, :3, 3], truth[:, :3, 3] * 2 / unit, atol=1e-4)
@@ -234,6 +281,14 @@ BAD = [
   (['--inptu', 'clip.mp4'], 'unrecognized arguments'),
   (['--weights', 'nowhere'], "no weights at 'nowhere'"),
   (['--weights', 'half'], 'lack vae'),
+  (['--input', 'clip.mp4', '--export', 'ply,step'], 'there is no step'),
+  (['--input', 'clip.mp4', '--metric', 'baseline=0,9:1'], 'frame 9 is out of range'),
+  (['--input', 'clip.mp4', '--metric', 'depth=0:32,0:1'], 'pixel 32,0 is out of range'),
+  (['--input', 'clip.mp4', '--metric', 'width=3'], "--metric 'width=3'"),
+  (['--prompt', 'a', '--metric', 'focal=30'], 'add --input'),
+  (['--input', 'clip.mp4', '--config', 'nowhere.py'], "no config file 'nowhere.py'"),
+  (['--input', 'clip.mp4', '--config.loss=l0'], "loss='l0'"),
+  (['--input', 'clip.mp4', '--config.steps=3'], "unknown config key 'steps'"),
   (['--out', 'file'], '--out file is a file'),
   (['--out', 'full'], 'other files'),
   (['--out', '/proc/out'], 'cannot be written'),
