@@ -9,7 +9,6 @@ import contextlib
 import json
 import pathlib
 import sys
-import time
 
 from one4d_jax import cli
 from one4d_jax.errors import UserError
@@ -21,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     prog='python -m one4d_jax.view', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   p.add_argument('scene', metavar='DIR', nargs='?', help='a folder written by python -m one4d_jax.sample')
-  p.add_argument('--port', type=int, default=8080, help='default: %(default)s, or the next free one')
+  p.add_argument('--port', type=int, help='default: 8080; the viewer takes the next free one')
   p.add_argument('--host', default='127.0.0.1', help='0.0.0.0 lets other machines connect (default: %(default)s)')
   p.add_argument('--app', action='store_true', help="the page that makes scenes; needs pip install '.[app]'")
   app = p.add_argument_group('with --app')
@@ -41,40 +40,24 @@ def main(args: argparse.Namespace) -> None:
   if args.app:
     from one4d_jax.app import server
 
-    return server.serve(host=args.host, port=args.port, **of_app)
+    port = {} if args.port is None else {'port': args.port}
+    return server.serve(host=args.host, **port, **of_app)
   if of_app:
     raise UserError('--weights, --jobs, --keep and --upload-limit go with --app')
   show(args)
 
 
 def show(args: argparse.Namespace) -> None:
-  """Loads the scene, serves it, and moves time on until interrupted."""
-  from one4d_jax.viewer import html
+  """Loads the scene, serves it, and plays it until interrupted."""
   from one4d_jax.viewer import scene as scenes
+  from one4d_jax.viewer.serve import Viewer
+  from one4d_jax.viewer.stage import serving
 
   scene = scenes.load(args.scene)
-  with html.serving(host=args.host, port=args.port) as server, contextlib.suppress(KeyboardInterrupt):
-    nodes = html.populate(server, scene)
-    server.gui.configure_theme(dark_mode=True)
-    frame = server.gui.add_slider('frame', 0, max(scene.frames - 1, 1), 1, 0)
-    playing = server.gui.add_checkbox('play', scene.frames > 1)
-    rate = server.gui.add_slider('frames / s', 1, 30, 1, round(playback_rate(pathlib.Path(args.scene))))
+  with serving(host=args.host, port=args.port) as server, contextlib.suppress(KeyboardInterrupt):
+    viewer = Viewer(server, scene, fps=playback_rate(pathlib.Path(args.scene)))
     print(f'http://{args.host}:{server.get_port()}  (Ctrl-C to end)', flush=True)
-    play(nodes, frame, playing, rate)
-
-
-def play(nodes, frame, playing, rate) -> None:
-  """Shows the slider's frame, for ever; advances it while ``playing``."""
-  shown = 0
-  while True:
-    wanted = min(int(frame.value), len(nodes) - 1)
-    if wanted != shown:
-      nodes[wanted].show(True)
-      nodes[shown].show(False)
-      shown = wanted
-    time.sleep(1 / rate.value if playing.value else 0.05)
-    if playing.value and frame.value == wanted:  # unless the user moved it meanwhile
-      frame.value = (wanted + 1) % len(nodes)
+    viewer.run()
 
 
 def playback_rate(folder: pathlib.Path) -> float:

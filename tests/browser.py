@@ -36,9 +36,9 @@ def browser():
   chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
   if chromium is None:
     pytest.skip('needs Chromium on the PATH (apt-get install chromium)')
-  with sync_api.sync_playwright() as playwright:
-    with contextlib.closing(playwright.chromium.launch(executable_path=chromium, args=FLAGS)) as launched:
-      yield launched
+  with contextlib.ExitStack() as stack:
+    playwright = stack.enter_context(sync_api.sync_playwright())
+    yield stack.enter_context(contextlib.closing(playwright.chromium.launch(executable_path=chromium, args=FLAGS)))
 
 
 @pytest.fixture

@@ -128,19 +128,6 @@ def test_viewer_prints_nothing_and_leaves_no_thread(capfd):
   assert capfd.readouterr() == ('', '') and threading.active_count() == before
 
 
-def test_flying_pixels_are_found_and_slants_are_kept():
-  row = np.full((1, 20, 40), 5.0, np.float32)
-  row[..., 20:] = 2.0
-  valid = np.ones(row.shape, bool)
-  assert not html.depth_edges(row, valid).any()  # a clean step has no pixel between
-  row[..., 20] = 3.0
-  flying = html.depth_edges(row, valid)
-  assert flying[..., 20].all() and flying.sum() == 20
-  u, v = np.meshgrid(np.arange(40), np.arange(20))
-  slanted = (1 / (0.02 + 0.03 * v + 0.001 * u))[None].astype(np.float32)
-  assert not html.depth_edges(slanted, valid).any()
-
-
 @pytest.mark.parametrize('step', ['write_video', 'write_json', 'tum', '_replace'])
 def test_failure_leaves_nothing(tmp_path, monkeypatch, step):
   def fail(*args, **kwargs):
@@ -185,18 +172,6 @@ def test_out_that_cannot_be_used(tmp_path):
       export.check_out(tmp_path / name, overwrite=True)
   with pytest.raises(DataError, match='cannot be written'):
     export.check_out('/proc/out', overwrite=False)
-
-
-def test_colours():
-  colours = pytest.importorskip('matplotlib').colormaps['turbo'](np.linspace(0, 1, 256))[:, :3] * 255
-  assert np.abs(pictures.turbo(np.linspace(0, 1, 256)) - colours).max() < 4
-  scene = small_scene()
-  nothing = np.zeros_like(scene.valid)
-  assert (
-    not pictures.depth_colours(scene.depth, nothing).any() and not pictures.xyz_colours(scene.pointmap, nothing).any()
-  )
-  empty = dataclasses.replace(scene, valid=nothing, depth=np.full_like(scene.depth, np.nan))
-  assert pictures.contact_sheet(empty).width > 300 and html.view_unit(empty) == 1
 
 
 @pytest.fixture
