@@ -72,6 +72,7 @@ class Seams(NamedTuple):
   seams: tuple[Seam, ...]
   drift_rotation: float  # degrees
   drift_translation: float  # median depths
+  chained: Float[np.ndarray, 'F 4 4']  # world_from_cam as the windows' own fits give it, for comparison
 
   def record(self) -> dict:
     """Plain values for ``run.json``; None where not known."""
@@ -133,7 +134,8 @@ def decode_windows(
   if [shape[:1] for shape in shapes] != [(len(span),) for span in spans] or len({s[1:] for s in shapes}) != 1:
     raise ShapeError(f'windows of {[len(span) for span in spans]} frames have codes of {shapes}; expected [f H W 3]')
   if len(codes) == 1:
-    return decode(codes[0], options=options), Seams((), 0.0, 0.0)
+    alone = decode(codes[0], options=options)
+    return alone, Seams((), 0.0, 0.0, alone.cameras.world_from_cam)
   windows = [_read(code, span, options) for code, span in zip(codes, spans, strict=True)]
   known = [window for window in windows if window.cameras is not None]
   if not known:
@@ -143,7 +145,8 @@ def decode_windows(
   pairs = list(itertools.pairwise(known))
   joints = [_join(earlier, later) for earlier, later in pairs]
   points, valid, observed = _merge(known, spans[-1].stop)
-  cameras = fit_cameras(points, observed, options=options, init=_chained(known, spans[-1].stop, options))
+  chained = _chained(known, spans[-1].stop, options)
+  cameras = fit_cameras(points, observed, options=options, init=chained)
   row = np.linalg.inv(cameras.world_from_cam.astype(np.float64))[:, 2]
   z = np.einsum('fi,fhwi->fhw', row[:, :3], points) + row[:, 3, None, None]
   seams = tuple(_seam(*pair, *joint, cameras) for pair, joint in zip(pairs, joints, strict=True))
@@ -154,7 +157,7 @@ def decode_windows(
     log.warning('decode_windows: %s', doubt)
   cameras = dataclasses.replace(cameras, warnings=(*cameras.warnings, *doubts))
   drift = (float(np.nansum([getattr(seam, name) for seam in seams])) for name in ('rotation', 'translation'))
-  return Geometry(points, valid, z, cameras), Seams(seams, *drift)
+  return Geometry(points, valid, z, cameras), Seams(seams, *drift, chained.world_from_cam)
 
 
 def blend(pieces: Sequence[np.ndarray], spans: Sequence[range]) -> np.ndarray:
