@@ -99,10 +99,10 @@ def test_the_same_place_is_stored_once():
     for f in dataclasses.fields(one)
   })  # fmt: skip
   tinted = three.rgb.copy()
-  tinted[0], tinted[1], tinted[2] = 10, 20, 60
+  tinted[0], tinted[1], tinted[2] = 10, 20, 62
   single, merged = (cloud.merge(s, s.valid) for s in (one, dataclasses.replace(three, rgb=tinted)))
   np.testing.assert_allclose(merged.points, single.points, atol=1e-5)
-  assert np.array_equal(merged.first, single.first) and (merged.colours == 30).all()
+  assert np.array_equal(merged.first, single.first) and (merged.colours == 31).all()
   # Steep ground is finer than a pixel from one row to the next, and the front of a body is coarser.
   assert 0.4 * one.valid.sum() < len(single.points) < 0.95 * one.valid.sum()
   flat = dataclasses.replace(one, depth=np.full_like(one.depth, 4), valid=np.ones_like(one.valid))
@@ -120,6 +120,24 @@ def test_detail_of_near_things_stays():
   merged = cloud.merge(scene, scene.valid)
   near = (merged.first % 32 < 16).sum()
   assert near > 0.5 * 24 * 16 and len(merged.first) - near > 0.5 * 24 * 16
+
+
+def test_merged_points_are_near_their_first_pixel():
+  scene = small_scene()
+  merged = cloud.merge(scene, np.ones_like(scene.valid))
+  assert set(merged.first // (24 * 32)) == set(range(5)) and scene.valid.ravel()[merged.first].all()
+  far = np.linalg.norm(merged.points - scene.pointmap.reshape(-1, 3)[merged.first], axis=-1)
+  assert far.max() < 2.5 * scene.depth.max() / 30
+
+
+def test_places_on_one_ray_are_different_places():
+  scene = small_scene(frames=2)
+  depth = np.full_like(scene.depth, 4)
+  depth[1] = 8  # cells here are twice as wide, so they have the same numbers
+  pose = np.tile(np.eye(4), (2, 1, 1))
+  scene = dataclasses.replace(scene, depth=depth, world_from_cam=pose, pointmap=depth[..., None] * rays(scene.K))
+  alone = dataclasses.replace(scene, depth=depth[[0, 0]], pointmap=scene.pointmap[[0, 0]])
+  assert len(cloud.merge(scene, scene.valid).points) == 2 * len(cloud.merge(alone, alone.valid).points)
 
 
 def glb_parts(path):
@@ -277,6 +295,13 @@ def test_tracks_end_where_a_point_is_hidden():
   np.testing.assert_allclose(there, place[later], atol=1e-4)
 
 
+def test_a_frame_always_sees_its_own_points():
+  scene = small_scene(frames=1)
+  off = dataclasses.replace(scene, pointmap=1.5 * scene.pointmap)  # behind the surface that was fitted
+  ((ids, place, miss),) = tracks(off, np.arange(24 * 32))
+  assert len(ids) == 24 * 32 and miss.max() < 1e-4 and place[-1].tolist() == [31.5, 23.5]
+
+
 def test_moving_things_stay_out_of_the_model(tmp_path):
   pycolmap = pytest.importorskip('pycolmap')
   clip = render.clip(1, level='easy', frames=9, height=48, width=64)
@@ -339,7 +364,7 @@ def test_depth_images(written):
     assert np.abs(depth * 0.001 - SCALE * scene.depth[i])[scene.valid[i]].max() < 0.000501
 
 
-@pytest.mark.parametrize('factor, scale, millimetres', [(1, np.nan, False), (1000, 1, False), (0.1, 1, True)])
+@pytest.mark.parametrize('factor, scale, millimetres', [(0.1, np.nan, False), (1, 1, False), (0.1, 1, True)])
 def test_depth_images_of_relative_and_far_scenes(tmp_path, factor, scale, millimetres):
   scene = small_scene()
   depth = scene.depth * np.float32(factor)
