@@ -4,11 +4,12 @@ Everything is written under a temporary name and takes its final one when it is 
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from one4d_jax.errors import DataError
@@ -23,6 +24,7 @@ FILES = (
   'xyz.mp4',
   'depth.mp4',
   'preview.png',
+  'trajectory.png',
   'cameras.json',
   'trajectory.tum',
   'scene.html',
@@ -34,7 +36,7 @@ class Export(NamedTuple):
   """A result on request: the file or folder it becomes, what makes it, and what for."""
 
   target: str
-  write: Callable[[formats.Work, pathlib.Path], Iterator[None]]
+  write: Callable[[formats.Work, pathlib.Path, formats.Report], None]
   about: str
 
 
@@ -82,6 +84,7 @@ def write_scene(
     'xyz.mp4': lambda path: write_video(path, pictures.xyz_colours(scene.pointmap, scene.valid), fps),
     'depth.mp4': lambda path: write_video(path, pictures.depth_colours(scene.depth, scene.valid), fps),
     'preview.png': lambda path: pictures.contact_sheet(scene).save(path),
+    'trajectory.png': lambda path: pictures.trajectory_plot(scene).save(path),
     'cameras.json': lambda path: write_json(path, formats.transforms(metric, images=EXPORTS['frames'].target)),
     'trajectory.tum': lambda path: path.write_text(tum(metric, fps)),
     'scene.html': lambda path: path.write_text(html.scene_html(scene, fps=fps), encoding='utf-8'),
@@ -131,10 +134,9 @@ def write_exports(
     work = formats.Work(scene.metric(), fps, shared)
     for name, export in chosen.items():
       made, old = pathlib.Path(temporary, export.target), pathlib.Path(temporary, f'old-{export.target}')
-      progress(f'export {name}', 0, scene.frames)
-      for done, _ in enumerate(export.write(work, made), 1):
-        progress(f'export {name}', min(done, scene.frames), scene.frames)
-      progress(f'export {name}', scene.frames, scene.frames)
+      report = functools.partial(progress, f'export {name}')
+      report(0, 1)
+      export.write(work, made, report)
       _swap(folder / export.target, made, old)
   return [folder / export.target for export in chosen.values()]
 

@@ -1,7 +1,7 @@
 """Writers of the formats that other programs read; docs/geometry.md lists the conventions of each.
 
-A writer takes a ``Work`` and the path it makes, a file or a folder, and yields once for every frame it is done with.
-Lengths are metres where the scene knows its scale; the files say so where they can.
+A writer takes a ``Work``, the path it makes, a file or a folder, and whom to tell (done, total) as it proceeds. Lengths
+are metres where the scene knows its scale; the files say so where they can.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from fractions import Fraction
 
 import av
@@ -20,6 +20,7 @@ from PIL import Image
 
 from one4d_jax.errors import DataError
 from one4d_jax.viewer import cloud, static
+from one4d_jax.viewer.filters import depth_edges
 from one4d_jax.viewer.scene import Scene
 
 _SHOWN_HEIGHT = 256  # smaller videos are enlarged by whole numbers for players
@@ -31,6 +32,9 @@ _UINT8, _UINT16, _FLOAT = 5121, 5123, 5126  # glTF's numbers of types
 _SRGB = np.arange(256) / 255
 _LINEAR = np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) ** 2.4)
 _LINEAR = np.round(_LINEAR * 65535).astype(np.uint16)
+
+
+Report = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Work:
 
   @functools.cached_property
   def cloud(self) -> cloud.Cloud:
-    return cloud.merge(self.scene, self.static)
+    return cloud.merge(self.scene, self.static & ~depth_edges(self.scene.depth, self.scene.valid))
 
   def image(self, i: int, path: pathlib.Path) -> None:
     """Frame ``i`` as a PNG."""
@@ -89,20 +93,20 @@ def write_json(path: pathlib.Path, value: dict) -> None:
 # Points
 
 
-def ply(work: Work, path: pathlib.Path) -> Iterator[None]:
+def ply(work: Work, path: pathlib.Path, report: Report) -> None:
   """A folder with the valid points of every frame."""
   _folder(path)
   scene = work.scene
-  usable = scene.valid & np.isfinite(scene.pointmap).all(axis=-1)
+  usable = static.usable_points(scene)
   for i in range(scene.frames):
     _write_ply(path / frame_name(i, '.ply'), scene.pointmap[i][usable[i]], scene.rgb[i][usable[i]], scene.unit)
-    yield
+    report(i + 1, work.scene.frames)
 
 
-def static_ply(work: Work, path: pathlib.Path) -> Iterator[None]:
-  """The static points of all frames, each place once."""
+def static_ply(work: Work, path: pathlib.Path, report: Report) -> None:
+  """The static points of all frames, each place once, without pixels on depth edges."""
   _write_ply(path, work.cloud.points, work.cloud.colours, work.scene.unit)
-  yield
+  report(1, 1)
 
 
 def _write_ply(path: pathlib.Path, points, colours, unit: str) -> None:
@@ -116,24 +120,24 @@ def _write_ply(path: pathlib.Path, points, colours, unit: str) -> None:
 # Animation
 
 
-def glb(work: Work, path: pathlib.Path) -> Iterator[None]:
+def glb(work: Work, path: pathlib.Path, report: Report) -> None:
   """One node of points a frame and the camera, in OpenGL axes; an animation shows one frame after another.
 
   Every animation step scales one node to 1 and the others to 0, so that any player shows it. Without an animation the
-  first frame is seen.
+  first frame is seen. Pixels on depth edges are left out.
   """
   import trimesh
 
   scene, model = work.scene, trimesh.Scene()
   stride = max(int(np.ceil(np.sqrt(scene.valid.size / _GLB_POINTS))), 1)
-  usable = scene.valid & np.isfinite(scene.pointmap).all(axis=-1)
+  usable = static.usable_points(scene) & ~depth_edges(scene.depth, scene.valid)
   for i in range(scene.frames):
     grid = np.s_[i, ::stride, ::stride]
     points = scene.pointmap[grid][usable[grid]] * _FLIP
     if len(points):
       name = frame_name(i, '')
       model.add_geometry(trimesh.PointCloud(points, scene.rgb[grid][usable[grid]]), node_name=name, geom_name=name)
-    yield
+    report(i + 1, work.scene.frames)
   model.metadata = {'unit': scene.unit, 'axes': 'x right, y up, z backward of the first camera', 'stride': stride}
   path.write_bytes(
     trimesh.exchange.gltf.export_glb(
@@ -206,7 +210,7 @@ def _plain_materials(tree: dict) -> None:
 # Cameras with images
 
 
-def colmap(work: Work, path: pathlib.Path) -> Iterator[None]:
+def colmap(work: Work, path: pathlib.Path, report: Report) -> None:
   """A COLMAP model as text, with the images: world to camera, and static points with the frames that see them."""
   scene = work.scene
   images, model = _folder(path / 'images'), _folder(path / 'sparse' / '0')
@@ -235,7 +239,7 @@ def colmap(work: Work, path: pathlib.Path) -> Iterator[None]:
     for k, point in enumerate(ids.tolist()):
       sightings[point].append(f'{i + 1} {k}')
     work.image(i, images / frame_name(i, '.png'))
-    yield
+    report(i + 1, work.scene.frames)
   unit = f'unit: {scene.unit}; {_WORLD}'
   header = f'IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME (world to camera), then X Y POINT3D_ID ...; {unit}'
   _write_lines(model / 'images.txt', header, lines)
@@ -257,7 +261,7 @@ def _number(value: float) -> str:
   return f'{value:.9g}'
 
 
-def nerfstudio(work: Work, path: pathlib.Path) -> Iterator[None]:
+def nerfstudio(work: Work, path: pathlib.Path, report: Report) -> None:
   """A data set of nerfstudio: transforms, images, depth, masks of what stands still, and the static cloud."""
   scene = work.scene
   images, _, masks = (_folder(path / name) for name in ('images', 'depths', 'masks'))
@@ -269,7 +273,7 @@ def nerfstudio(work: Work, path: pathlib.Path) -> Iterator[None]:
     work.image(i, images / name)
     np.save(path / frame['depth_file_path'], _depth(scene, i) * np.float32(1000))
     Image.fromarray(np.where(work.static[i] | ~scene.valid[i], np.uint8(255), np.uint8(0))).save(masks / name)
-    yield
+    report(i + 1, work.scene.frames)
   _write_ply(path / 'cloud.ply', work.cloud.points, work.cloud.colours, scene.unit)
   cameras['ply_file_path'] = 'cloud.ply'
   cameras['description'] += (
@@ -332,15 +336,15 @@ def quaternion_xyzw(rotation: Float[np.ndarray, '3 3']) -> Float[np.ndarray, '4'
 # Pictures
 
 
-def frames(work: Work, path: pathlib.Path) -> Iterator[None]:
+def frames(work: Work, path: pathlib.Path, report: Report) -> None:
   """The frames as PNG."""
   _folder(path)
   for i in range(work.scene.frames):
     work.image(i, path / frame_name(i, '.png'))
-    yield
+    report(i + 1, work.scene.frames)
 
 
-def depth16(work: Work, path: pathlib.Path) -> Iterator[None]:
+def depth16(work: Work, path: pathlib.Path, report: Report) -> None:
   """Planar depth as 16-bit PNG, 0 where unknown; ``depth.json`` says how long a step is.
 
   Millimetres where the scene is in metres and no farther than they reach; else the farthest depth is 65535. Depth
@@ -355,14 +359,14 @@ def depth16(work: Work, path: pathlib.Path) -> Iterator[None]:
     depth = _depth(scene, i)
     steps = np.where(depth > 0, np.clip(np.round(depth / step), 1, 65535), 0).astype(np.uint16)
     Image.fromarray(steps).save(path / frame_name(i, '.png'))
-    yield
+    report(i + 1, work.scene.frames)
   write_json(
     path / 'depth.json',
     {'depth': 'planar z = pixel * step', 'step': step, 'unit': scene.unit, '0': 'unknown', '65535': 'this or farther'},
   )
 
 
-def exr(work: Work, path: pathlib.Path) -> Iterator[None]:
+def exr(work: Work, path: pathlib.Path, report: Report) -> None:
   """Planar depth as float32 in the channel Z of OpenEXR files, 0 where unknown."""
   import OpenEXR
 
@@ -371,7 +375,7 @@ def exr(work: Work, path: pathlib.Path) -> Iterator[None]:
   header = {'compression': OpenEXR.ZIP_COMPRESSION, 'type': OpenEXR.scanlineimage, 'comments': about}
   for i in range(work.scene.frames):
     OpenEXR.File(header, {'Z': _depth(work.scene, i)}).write(str(path / frame_name(i, '.exr')))
-    yield
+    report(i + 1, work.scene.frames)
 
 
 def _depth(scene: Scene, i: int) -> Float[np.ndarray, 'H W']:
@@ -380,12 +384,11 @@ def _depth(scene: Scene, i: int) -> Float[np.ndarray, 'H W']:
   return np.where(known, scene.depth[i], np.float32(0))
 
 
-def orbit(work: Work, path: pathlib.Path) -> Iterator[None]:
+def orbit(work: Work, path: pathlib.Path, report: Report) -> None:
   """A video of the points with a viewpoint that moves around them."""
   from one4d_jax.viewer.orbit import orbit_frames
 
-  write_video(path, orbit_frames(work.scene), work.fps)
-  yield
+  write_video(path, orbit_frames(work.scene, progress=report), work.fps)
 
 
 def write_video(path: pathlib.Path, frames: UInt8[np.ndarray, 'F H W 3'], fps: float) -> None:

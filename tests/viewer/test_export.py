@@ -12,7 +12,7 @@ from PIL import Image
 from one4d_jax import cli
 from one4d_jax import export as command
 from one4d_jax.errors import DataError
-from one4d_jax.viewer import export, formats, html, pictures
+from one4d_jax.viewer import export, formats, html, orbit, pictures
 from one4d_jax.viewer import scene as scenes
 from tests.viewer.scenes import small_scene
 
@@ -55,6 +55,16 @@ def test_video_sizes_are_even(tmp_path, size, shown):
   with av.open(str(tmp_path / 'a.mp4')) as container:
     stream = container.streams.video[0]
     assert (stream.height, stream.width) == shown and len(list(container.decode(stream))) == 1
+
+
+def test_orbit_video(tmp_path, monkeypatch):
+  seen = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3), np.uint8)
+  monkeypatch.setattr(orbit, 'orbit_frames', lambda scene, progress: progress(12, 12) or seen)
+  calls = []
+  (path,) = export.write_exports(small_scene(), tmp_path, ['orbit'], fps=8, progress=lambda *c: calls.append(c))
+  with av.open(str(path)) as container:
+    assert container.streams.video[0].average_rate == 8 and len(list(container.decode(video=0))) == 12
+  assert path.name == 'orbit.mp4' and calls == [('export orbit', 0, 1), ('export orbit', 12, 12)]
 
 
 def test_preview_shows_frames_and_path(written):
@@ -203,10 +213,9 @@ def test_exports_with_the_scene(tmp_path, monkeypatch):
   )
   assert [p.name for p in paths] == [*export.FILES, 'frames', 'cloud.ply'] and all(p.exists() for p in paths)
   assert inside(out) == sorted([*export.FILES, 'frames', 'cloud.ply'])
-  assert [call for call in calls if call[0] == 'export frames'] == [
-    ('export frames', i, 5) for i in (0, 1, 2, 3, 4, 5, 5)
-  ]
-  assert calls[-1] == ('export cloud', 5, 5) and ('write', len(export.FILES), len(export.FILES)) in calls
+  steps = [call[1:] for call in calls if call[0] == 'export frames']
+  assert steps == [(0, 1), (1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+  assert calls[-1] == ('export cloud', 1, 1) and ('write', len(export.FILES), len(export.FILES)) in calls
   export.write_scene(small_scene(), out, run={}, fps=8, overwrite=True)
   assert inside(out) == sorted(export.FILES)  # exports of the old scene are gone
 
@@ -215,10 +224,9 @@ def test_a_failed_export_leaves_the_scene_and_what_was_there(tmp_path, monkeypat
   monkeypatch.setattr(html, 'scene_html', lambda *args, **kwargs: '')
   out = tmp_path / 'out'
 
-  def fails(work, path):
+  def fails(work, path, report):
     path.mkdir()
     (path / 'half').write_text('')
-    yield
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setitem(export.EXPORTS, 'exr', export.EXPORTS['exr']._replace(write=fails))

@@ -13,7 +13,7 @@ from one4d_jax.data import render
 from one4d_jax.errors import DataError
 from one4d_jax.viewer import cloud, export, formats
 from one4d_jax.viewer.scene import Scene
-from one4d_jax.viewer.static import static_points, tracks
+from one4d_jax.viewer.static import static_points, tracks, usable_points
 from tests.viewer.scenes import clip_scene, small_scene
 
 NAMES = [name for name in export.EXPORTS if name != 'orbit']
@@ -227,6 +227,22 @@ def test_glb_of_a_large_scene_keeps_every_nth_pixel(tmp_path, monkeypatch):
   assert (
     len(arrays[tree['meshes'][0]['primitives'][0]['attributes']['POSITION']]) == small_scene().valid[0, ::3, ::3].sum()
   )
+
+
+def test_flying_pixels_stay_out_of_clouds_and_animations(tmp_path):
+  import trimesh
+
+  scene = small_scene(frames=1)
+  depth = np.full_like(scene.depth, 5)
+  depth[..., 16:] = 2
+  depth[..., 15] = 3  # between the two surfaces
+  scene = dataclasses.replace(scene, depth=depth, pointmap=depth[..., None] * rays(scene.K))
+  export.write_exports(scene, tmp_path, ['glb', 'cloud', 'ply'], fps=8)
+  for path, flips in (('cloud.ply', 1), ('scene.glb', -1), ('points/frame_0000.ply', 1)):
+    read = trimesh.load(tmp_path / path)
+    points = read.vertices if flips == 1 else read.geometry['frame_0000'].vertices
+    flying = np.abs(flips * points[:, 2] - 3) < 0.2
+    assert flying.sum() == (21 if 'points' in path else 0) and len(points) > 400
 
 
 def test_colmap_model(written):
@@ -450,7 +466,7 @@ def test_poor_scenes_give_whole_files(tmp_path, name, make):
   scene, changes = make()
   scene = dataclasses.replace(scene, **changes)
   (path,) = export.write_exports(scene, tmp_path, [name], fps=8)
-  points = np.isfinite(scene.pointmap).all(-1) & scene.valid
+  points = usable_points(scene)
   if name == 'ply':
     sizes = [len(p.read_bytes().split(b'end_header\n', 1)[1]) // 16 for p in sorted(path.iterdir())]
     assert sizes == points.sum((1, 2)).tolist()
