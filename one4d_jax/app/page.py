@@ -305,22 +305,29 @@ def _record(folder: pathlib.Path) -> dict:
 
 def _warnings(folder: pathlib.Path) -> list[str]:
   run = _record(folder)
-  return [*run['cameras'].get('warnings', []), *run['input'].get('notes', [])]
+  return [*run['cameras']['warnings'], *run['input'].get('notes', ())]
 
 
 def _facts(folder: pathlib.Path) -> dict[str, str]:
   """Names and values for people, from the scene's record."""
   run = _record(folder)
-  cameras, (width, height) = run['cameras'], run['input']['size']
-  residual = [r for r in cameras['residual'] if r is not None]
-  focal = cameras['focal']
+  cameras, (width, height), scale = run['cameras'], run['input']['size'], run['metric']['scale']
+  residual = [value for value in cameras['residual'] if value is not None]
   return {
     'prompt': run['prompt'] or 'none',
     'frames': f'{len(cameras["residual"])} of {width}x{height}',
-    'focal length': f'{focal:.4g} ± {cameras["focal_std"]:.2g} pixels, '
-    f'{math.degrees(2 * math.atan(width / 2 / focal)):.3g}° wide',
-    'residual': f'{sum(residual) / len(residual):.3g} mean, {max(residual):.3g} worst frame' if residual else 'none',
+    'focal length': _focal(cameras['focal'], cameras['focal_std'], width),
+    'residual': f'{sum(residual) / len(residual):.3g} mean, {max(residual):.3g} worst frame' if residual else 'unknown',
     'valid pixels': f'{cameras["valid"]:.0%}',
+    'scale': 'unknown' if scale is None else f'{scale:.4g} metres per unit',
     'seed': str(run['seed']),
     'seconds': ', '.join(f'{name} {seconds:.1f}' for name, seconds in run['timings_s'].items()),
   }
+
+
+def _focal(focal: float | None, std: float | None, width: int) -> str:
+  """In pixels, with its standard error and the angle of view across."""
+  if focal is None:
+    return 'unknown'
+  error = '' if std is None else f' ± {std:.2g}'
+  return f'{focal:.4g}{error} pixels, {math.degrees(2 * math.atan(width / 2 / focal)):.3g}° wide'

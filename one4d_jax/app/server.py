@@ -26,7 +26,7 @@ _MAKE = 'one4d_jax.app.tasks:produce'
 
 # What the page asks for; gradio has more doors than that.
 _PATHS = re.compile(
-  r'/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static|svelte)/.*|/scenes/.*'
+  r'/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static|svelte)/.*|/scenes/[\w-]+/[\w.-]+'
   r'|/gradio_api/(upload|upload_progress|queue/join|queue/data|cancel|reset|heartbeat/\w+|startup-events)'
 )
 _UPLOAD = '/gradio_api/upload'
@@ -69,8 +69,9 @@ def serve(
     import uvicorn
   except ImportError as error:
     raise UserError(f"the app needs gradio ({error}); install it with: pip install '.[app]'") from error
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the end below is reached
-  with contextlib.ExitStack() as stack:
+  with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that this block is left
+    stack.callback(signal.signal, signal.SIGTERM, before)
     listener = stack.enter_context(_listen(host, port))
     home = stack.enter_context(_home(folder))
     uploads = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='.uploads-', dir=home)))
@@ -84,8 +85,7 @@ def serve(
     if not _is_local(host):
       print('note: everyone who can reach this address can use the page; there is no password', flush=True)
     config = uvicorn.Config(app, log_level='warning', loop='asyncio', timeout_graceful_shutdown=1)
-    with contextlib.suppress(KeyboardInterrupt):
-      uvicorn.Server(config).run(sockets=[listener])
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path, host: str):
