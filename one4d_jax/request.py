@@ -24,7 +24,7 @@ from one4d_jax.viewer.export import check_out
 
 ASSETS = pathlib.Path(__file__).parent / 'assets'
 EXAMPLE = ASSETS / 'examples' / 'room.mp4'
-MOST_PIXELS = 2000 * 352 * 624  # of all frames of a request: its scene takes about 100 bytes for each while it is made
+MOST_PIXELS = 2000 * 352 * 624  # of all frames of a request; a pixel takes about 130 bytes while the scene is made
 
 
 @dataclasses.dataclass(frozen=True)

@@ -145,10 +145,14 @@ def decode_windows(
   pairs = list(itertools.pairwise(known))
   joints = [_join(earlier, later) for earlier, later in pairs]
   points, valid, observed = _merge(known, spans[-1].stop)
+  for window in windows:
+    del window.points  # now in the clip's
   chained = _chained(known, spans[-1].stop, options)
   cameras = fit_cameras(points, observed, options=options, init=chained)
   row = np.linalg.inv(cameras.world_from_cam.astype(np.float64))[:, 2]
-  z = np.einsum('fi,fhwi->fhw', row[:, :3], points) + row[:, 3, None, None]
+  z = np.empty(valid.shape, np.float32)
+  for frame in range(len(z)):  # one by one: float64 copies of a long clip would be its largest arrays
+    z[frame] = points[frame] @ row[frame, :3] + row[frame, 3]
   seams = tuple(_seam(*pair, *joint, cameras) for pair, joint in zip(pairs, joints, strict=True))
   for seam in seams:
     log.info('%s', seam.describe())
