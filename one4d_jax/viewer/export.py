@@ -46,7 +46,7 @@ EXPORTS = {
   'glb': Export('scene.glb', formats.glb, 'points that play in glTF viewers'),
   'colmap': Export('colmap', formats.colmap, 'COLMAP text model with images'),
   'nerfstudio': Export('nerfstudio', formats.nerfstudio, 'transforms.json with images, depth, masks and points'),
-  'depth16': Export('depth', formats.depth16, '16-bit PNG'),
+  'depth16': Export('depth', formats.depth16, 'depth as 16-bit PNG, with its scale'),
   'exr': Export('exr', formats.exr, 'depth as float32 OpenEXR'),
   'frames': Export('frames', formats.frames, 'PNG images'),
   'orbit': Export('orbit.mp4', formats.orbit, 'video around the points'),
