@@ -114,6 +114,7 @@ def test_noise(level, limits):
   codes, cut, units = windows(truth, spoil=noise(truth, level))
   found, seams = decode_windows(codes, cut)
   assert all(error < limit for error, limit in zip(errors(found, truth, units[0]), limits, strict=True))
+  assert np.ptp(found.cameras.K[:, 0, 0]) == 0, 'one focal length'
   (seam, _) = seams.seams
   # each point is off by sqrt(3) sigma in each window, and the fit's miss lacks one of three directions
   assert 0.5 * level < seam.point_median / 6**0.5 < 2 * level
