@@ -66,7 +66,7 @@ def playback_rate(folder: pathlib.Path) -> float:
     rate = float(json.loads((folder / 'run.json').read_text())['fps']['playback'])
   except (OSError, ValueError, KeyError, TypeError):
     return 8.0
-  return min(max(rate, 1.0), 30.0)
+  return min(max(rate, 1.0), 60.0)
 
 
 if __name__ == '__main__':

@@ -69,12 +69,12 @@ def sky(scene: Scene) -> Bool[np.ndarray, 'F H W']:
   return ~usable_points(scene)
 
 
-def spacing(scene: Scene, i: int, *, most: float = 2.0) -> Float[np.ndarray, 'H W']:
-  """How far the points of a frame lie from those of the next pixels, in the scene's unit: discs that wide close gaps.
+def spacing(scene: Scene, i: int, usable: Bool[np.ndarray, 'H W'], *, most: float = 2.0) -> Float[np.ndarray, 'H W']:
+  """How far the usable points of frame ``i`` lie from the next ones, in the scene's unit: discs that wide close gaps.
 
   At least what a pixel sees at its depth, at most ``most`` times that: no surface reaches across a depth edge.
   """
-  points = np.where(usable_points(scene)[i][..., None], scene.pointmap[i], np.nan)
+  points = np.where(usable[..., None], scene.pointmap[i], np.float32(np.nan))
   apart = [_nearest_along(points, axis) for axis in (0, 1)]
   pixel = scene.depth[i] / min(scene.K[i, 0, 0], scene.K[i, 1, 1])
   return np.fmin(np.fmax(np.fmax(*apart), pixel), most * pixel)
@@ -82,6 +82,7 @@ def spacing(scene: Scene, i: int, *, most: float = 2.0) -> Float[np.ndarray, 'H 
 
 def _nearest_along(points: np.ndarray, axis: int) -> np.ndarray:
   """Distance to the nearer neighbour along an axis; NaN where there is none."""
-  step = np.linalg.norm(np.diff(points, axis=axis), axis=-1)
+  step = np.diff(points, axis=axis)
+  step = np.sqrt(sum(step[..., c] ** 2 for c in range(3)))
   ends = [[sides if a == axis else (0, 0) for a in (0, 1)] for sides in ((1, 0), (0, 1))]
   return np.fmin(*(np.pad(step, widths, constant_values=np.nan) for widths in ends))

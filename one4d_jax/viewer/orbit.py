@@ -23,7 +23,7 @@ def orbit_frames(
   scene: Scene,
   *,
   height: int = 480,
-  width: int = 640,
+  width: int | None = None,
   count: int | None = None,
   background: tuple[int, int, int] = _BACKGROUND,
   progress: Callable[[int, int], None] = lambda done, total: None,
@@ -31,8 +31,11 @@ def orbit_frames(
   """``count`` pictures: one swing to both sides, so that the video repeats without a jump.
 
   Time plays from the first frame to the last, and from the first again where ``count`` exceeds the frames (default:
-  as often as it takes to 96 pictures). Pixels on depth edges are left out. ``progress(done, total)`` follows.
+  as often as it takes to 96 pictures). ``width`` follows from the scene's by default, within 3:4 and 2:1. Pixels on
+  depth edges are left out. ``progress(done, total)`` follows.
   """
+  if width is None:
+    width = 2 * round(height * float(np.clip(scene.size[1] / scene.size[0], 0.75, 2.0)) / 2)
   count = scene.frames * -(-_SHORTEST // scene.frames) if count is None else count
   usable = usable_points(scene)
   pivot, pose, K = _base(scene, usable, height, width)
@@ -40,7 +43,7 @@ def orbit_frames(
   for n in range(count):
     i = n % scene.frames
     keep = usable[i] & ~depth_edges(scene.depth[i : i + 1], usable[i : i + 1])[0]
-    spread = _OVERLAP * spacing(scene, i)[keep]
+    spread = _OVERLAP * spacing(scene, i, usable[i])[keep]
     camera = _swung(pose, pivot, 2 * np.pi * n / count)
     pictures[n] = _splat(scene.pointmap[i][keep], scene.rgb[i][keep], spread, camera, K, height, width, background)
     progress(n + 1, count)

@@ -69,15 +69,18 @@ def serving(*, host: str = '127.0.0.1', port: int | None = None):
 
 def _check_listening(host: str, port: int) -> None:
   """viser takes the next port where one is taken, and waits for ever where there is no such host."""
+  if not 0 <= port < 65536:
+    raise DataError(f'--port must be 0 to 65535, got {port}')
   try:
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind) as probe:
       probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
       probe.bind(address)
       probe.listen()
-  except (OSError, OverflowError) as error:
-    reason = getattr(error, 'strerror', None) or error
-    raise DataError(f'the viewer cannot listen on {host}:{port} ({reason}); choose another --port or --host') from error
+  except OSError as error:
+    raise DataError(
+      f'the viewer cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host'
+    ) from error
 
 
 class Stage:
@@ -177,7 +180,7 @@ class Stage:
     return filters.depth_edges(self.scene.depth[i : i + 1], self._usable[i : i + 1])[0]
 
   def _find_spacing(self, i: int) -> Float[np.ndarray, 'H W']:
-    return filters.spacing(self.scene, i) / self.unit
+    return filters.spacing(self.scene, i, self._usable[i]) / self.unit
 
   def _sky(self, i: int, stride: int) -> tuple[Float[np.ndarray, 'n 3'], UInt8[np.ndarray, 'n 3']]:
     """Points of the sky of a frame, as far away as the view holds, and their colours."""

@@ -73,11 +73,16 @@ def test_flying_pixels_are_found_and_slants_are_kept():
 def test_spacing_is_the_distance_to_the_next_points_within_bounds():
   scene = small_scene(frames=1)
   pixel = scene.depth[0] / 30
-  found = filters.spacing(scene, 0, most=2.0)
+  found = filters.spacing(scene, 0, scene.valid[0], most=2.0)
   assert (found >= pixel - 1e-6).all() and (found <= 2 * pixel + 1e-6).all()
   wall = found[12:20, 20:28]  # slanted: dz / du = 0.03, so neighbours lie farther apart than a pixel is wide
   assert (wall > 1.03 * pixel[12:20, 20:28]).all() and (wall < 1.6 * pixel[12:20, 20:28]).all()
   rim = found[8:16, 6:14]  # the square is flat and stands before the wall: its rim does not reach back
   np.testing.assert_allclose(rim, pixel[8:16, 6:14], rtol=0.01)
+  hidden = scene.valid[0].copy()
+  hidden[19:22, 19:22] = False
+  hidden[20, 20] = True
+  lone = filters.spacing(scene, 0, hidden)[20, 20]
+  np.testing.assert_allclose(lone, pixel[20, 20], rtol=1e-6)  # no neighbour to reach to
   steep = dataclasses.replace(scene, pointmap=scene.pointmap * np.float32([1, 9, 1]))
-  np.testing.assert_allclose(filters.spacing(steep, 0)[20, 20], 2 * pixel[20, 20], rtol=1e-5)
+  np.testing.assert_allclose(filters.spacing(steep, 0, scene.valid[0])[20, 20], 2 * pixel[20, 20], rtol=1e-5)

@@ -69,7 +69,7 @@ def test_time_plays_and_progress_is_told():
   )
   assert [tuple(p[15, 20]) for p in video] == [tuple(rgb[i % 3, 0, 0]) for i in range(5)]
   assert told == [(n, 5) for n in range(1, 6)]
-  assert len(orbit.orbit_frames(scene, height=6, width=8)) == 96  # 3 frames, 32 times
+  assert orbit.orbit_frames(scene, height=6).shape == (96, 6, 8, 3)  # 3 frames, 32 times; as wide as the scene
 
 
 @pytest.mark.parametrize('case', ['nothing valid', 'not numbers', 'behind'])
