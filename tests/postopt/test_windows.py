@@ -165,14 +165,19 @@ def test_a_seam_that_shares_no_points_uses_its_cameras(caplog):
   truth = clip(30)
   codes, cut, units = windows(truth)
   left, right = (code.copy() for code in codes)
-  left[cut[1].start :, :, WIDTH // 2 :] = pointmap.FILL
-  right[: cut[0].stop - cut[1].start, :, : WIDTH // 2] = pointmap.FILL
+  left[cut[1].start :, HEIGHT // 2 :] = pointmap.FILL
+  right[: cut[0].stop - cut[1].start, : HEIGHT // 2] = pointmap.FILL
   found, seams = decode_windows([left, right], cut)
   (seam,) = seams.seams
   assert seam.method == 'cameras' and seam.pixels == 0 and np.isnan(seam.point_median)
-  assert abs(seam.scale / (units[1] / units[0]) - 1) < 0.01
+  assert abs(seam.scale / (units[1] / units[0]) - 1) < 1e-4, 'by the path, not the depths'
   focal, rotation, position = errors(found, truth, units[0])
   assert focal < 1e-3 and rotation < 0.1 and position < 0.01
+  halves = found.valid[:, : HEIGHT // 2].any(axis=(1, 2)), found.valid[:, HEIGHT // 2 :].any(axis=(1, 2))
+  assert [part[cut[1].start : cut[0].stop].tolist() for part in halves] == [
+    [True] * 2 + [False] * 2,
+    [False] * 2 + [True] * 2,
+  ]
   assert 'too few points' in caplog.text and any('too few points' in text for text in found.cameras.warnings)
 
 
@@ -201,6 +206,19 @@ def test_a_window_that_shows_nothing(blank, caplog):
   assert np.isnan(found.cameras.residual[only]).all()
   json.dumps(seams.record(), allow_nan=False)
   assert ('stand still' in ' '.join(found.cameras.warnings)) == (blank == 1)
+
+
+def test_pixels_that_are_not_finite_show_nothing():
+  codes, cut, _ = windows(clip())
+  made = []
+  for value in (-1, np.nan, np.inf):
+    for code in codes:
+      code[:, 5:9, 3:20] = value
+    made.append(decode_windows(codes, cut)[0])
+  assert not made[0].valid[:, 5:9, 3:20].any() and made[0].valid.any()
+  for other in made[1:]:
+    for name in ('points', 'valid', 'z'):
+      np.testing.assert_array_equal(getattr(made[0], name), getattr(other, name))
 
 
 def test_nothing_at_all_is_refused():
