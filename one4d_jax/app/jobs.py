@@ -98,7 +98,7 @@ class Jobs:
   ):
     self._folder, self._function = pathlib.Path(folder).resolve(), function
     self._keep, self._most_waiting, self._clock = keep, most_waiting, clock
-    self._jobs: dict[str, _Job] = {}  # the ended ones in the order in which they ended
+    self._jobs: dict[str, _Job] = {}  # in the order in which they came
     self._waiting: collections.deque[_Job] = collections.deque()
     self._running: _Job | None = None
     self._worker: Worker | None = None
@@ -227,7 +227,6 @@ class Jobs:
   def _end(self, job: _Job, state: str, error: str = '') -> None:
     """Records the end of a job, and deletes what is not kept. Holds the lock."""
     job.state, job.error = state, error
-    self._jobs[job.id] = self._jobs.pop(job.id)
     with contextlib.suppress(OSError):
       (job.folder / INPUT).unlink()
     if state != 'done':

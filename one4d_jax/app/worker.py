@@ -35,6 +35,7 @@ class Worker:
     self._pipe, theirs = _CONTEXT.Pipe()
     self._process = _CONTEXT.Process(target=_serve, args=(theirs, function), daemon=True)
     self._process.start()
+    self._reaping = threading.Lock()
     theirs.close()  # held open by us too, it would hide the end of the process
 
   @property
@@ -58,7 +59,7 @@ class Worker:
       else:
         kind, value = 'failed', f'no answer within {patience:g} s'
     except (EOFError, OSError):
-      self._process.join()
+      self._reap()
       kind, value = 'failed', _cause(self._process.exitcode)
     if kind == 'failed':  # what the process holds now is anyone's guess
       self.kill()
@@ -70,7 +71,12 @@ class Worker:
   def kill(self) -> None:
     """Ends the process and with it the call that is under way, if there is one."""
     self._process.kill()
-    self._process.join()
+    self._reap()
+
+  def _reap(self) -> None:
+    """Waits for the end of the process; one thread at a time, or the other would never learn the exit status."""
+    with self._reaping:
+      self._process.join()
 
 
 def _serve(pipe, function: str) -> None:

@@ -160,7 +160,7 @@ def test_the_time_left_is_reckoned_from_the_second_step(tmp_path):
   assert describe(step(1, 'sample', 12, 12)) == 'sampling 12/12'
   assert describe(step(1, 'fit cameras', 0, 1)) == 'fitting cameras', 'a new stage, a new count'
   assert describe(step(1, 'write', 0, 1)) == 'writing files'
-  assert describe(step(1, 'something new', 1, 3)) == 'something new 1/3'
+  assert describe(step(1, 'something new', 2, 3)) == 'something new 2/3'
 
 
 @pytest.mark.parametrize(
