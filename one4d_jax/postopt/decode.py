@@ -28,8 +28,27 @@ def decode(code: Float[np.ndarray, 'F H W 3'], *, options: FitOptions = FitOptio
   Raises:
     DataError: too few such pixels in the whole clip.
   """
+  points, valid, observed = read(code)
+  cameras = fit_cameras(points, observed, options=options)
+  return Geometry(points, valid, camera_z(points, cameras), cameras)
+
+
+def read(
+  code: Float[np.ndarray, 'F H W 3'],
+) -> tuple[Float[np.ndarray, 'F H W 3'], Bool[np.ndarray, 'F H W'], Bool[np.ndarray, 'F H W']]:
+  """Points of an XYZ video, which of them show something, and which of those serve to fit cameras.
+
+  A pixel that is not finite counts as showing nothing.
+  """
+  code = np.where(np.isfinite(code).all(axis=-1, keepdims=True), code, np.float32(pointmap.FILL))
   points = pointmap.denormalise(pointmap.undo_soft_limit(code))
-  cameras = fit_cameras(points, pointmap.observation_from_code(code), options=options)
+  return points, pointmap.valid_from_code(code), pointmap.observation_from_code(code)
+
+
+def camera_z(points: Float[np.ndarray, 'F H W 3'], cameras: Cameras) -> Float[np.ndarray, 'F H W']:
+  """The depth of each pixel's own point in its camera."""
   row = np.linalg.inv(cameras.world_from_cam.astype(np.float64))[:, 2]
-  z = np.einsum('fi,fhwi->fhw', row[:, :3], points) + row[:, 3, None, None]
-  return Geometry(points, pointmap.valid_from_code(code), z, cameras)
+  z = np.empty(points.shape[:3], np.float32)
+  for i, frame in enumerate(points):  # one by one: float64 copies of a long clip would be its largest arrays
+    z[i] = frame @ row[i, :3] + row[i, 3]
+  return z

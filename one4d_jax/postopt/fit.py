@@ -11,7 +11,6 @@ The per-pixel work is compiled (float32, in chunks of pixels); the small banded 
 """
 
 import dataclasses
-import logging
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +26,6 @@ from one4d_jax.postopt.options import FitOptions
 from one4d_jax.postopt.problem import Problem, Solution, depth_and_miss, normal_equations, patch_scores
 from one4d_jax.postopt.smoothness import smoothness_equations
 from one4d_jax.postopt.system import System
-
-log = logging.getLogger(__name__)
 
 MIN_PIXELS = 32  # a frame with fewer valid pixels takes its camera from its neighbours
 TARGET_PIXELS = 4096  # per frame, for the automatic stride
@@ -51,7 +48,7 @@ class Cameras:
   depth: Float[np.ndarray, 'F H W']  # planar; 0 where invalid or behind the camera
   residual: Float[np.ndarray, 'F']  # RMS distance of points to their rays; NaN: too few pixels, camera interpolated
   focal_std: float  # standard error of the (worst) focal length in pixels; 0: it was given
-  warnings: tuple[str, ...] = ()  # for people
+  warnings: tuple[str, ...] = ()  # for people: what makes these cameras doubtful
 
 
 @checked
@@ -132,7 +129,7 @@ def fit_cameras(
   pose = np.array(solution.pose)
   pose[:, :3, 3] *= unit
   depth, residual = _full_depth(pointmap, valid, solution, unit)
-  found = Cameras(
+  return Cameras(
     K.astype(np.float32),
     pose,
     depth,
@@ -140,9 +137,6 @@ def fit_cameras(
     float(spread * focal.max()),
     tuple(warnings),
   )
-  for warning in found.warnings:
-    log.warning('fit_cameras: %s', warning)
-  return found
 
 
 def _grid(seen: np.ndarray, usable: np.ndarray, stride: int) -> tuple[slice, slice, slice]:

@@ -14,7 +14,6 @@ last camera before it, both with a warning.
 
 import dataclasses
 import itertools
-import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,13 +22,10 @@ from jaxtyping import Bool, Float
 
 from one4d_jax.errors import DataError, ShapeError
 from one4d_jax.geometry.align import Similarity, umeyama
-from one4d_jax.model import pointmap
 from one4d_jax.model.windows import check_spans
-from one4d_jax.postopt.decode import Geometry, decode
+from one4d_jax.postopt.decode import Geometry, camera_z, decode, read
 from one4d_jax.postopt.fit import MIN_PIXELS, Cameras, fit_cameras
 from one4d_jax.postopt.options import FitOptions
-
-log = logging.getLogger(__name__)
 
 SAMPLES = 50_000  # shared pixels that a similarity is fitted to, at most
 ROUNDS = 20  # of reweighting
@@ -67,7 +63,7 @@ class Seam(NamedTuple):
 
 
 class Seams(NamedTuple):
-  """The seams of a clip, and the sums of their camera jumps: how far the far end may have wandered at worst."""
+  """The seams of a clip, and the sums of their camera jumps: an upper estimate of how far the far end has wandered."""
 
   seams: tuple[Seam, ...]
   drift_rotation: float  # degrees
@@ -149,19 +145,11 @@ def decode_windows(
     del window.points  # now in the clip's
   chained = _chained(known, spans[-1].stop, options)
   cameras = fit_cameras(points, observed, options=options, init=chained)
-  row = np.linalg.inv(cameras.world_from_cam.astype(np.float64))[:, 2]
-  z = np.empty(valid.shape, np.float32)
-  for frame in range(len(z)):  # one by one: float64 copies of a long clip would be its largest arrays
-    z[frame] = points[frame] @ row[frame, :3] + row[frame, 3]
   seams = tuple(_seam(*pair, *joint, cameras) for pair, joint in zip(pairs, joints, strict=True))
-  for seam in seams:
-    log.info('%s', seam.describe())
   doubts = [_FALLBACKS[seam.method].format(seam.frames.start) for seam in seams if seam.method in _FALLBACKS]
-  for doubt in doubts:
-    log.warning('decode_windows: %s', doubt)
   cameras = dataclasses.replace(cameras, warnings=(*cameras.warnings, *doubts))
   drift = (float(np.nansum([getattr(seam, name) for seam in seams])) for name in ('rotation', 'translation'))
-  return Geometry(points, valid, z, cameras), Seams(seams, *drift, chained.world_from_cam)
+  return Geometry(points, valid, camera_z(points, cameras), cameras), Seams(seams, *drift, chained.world_from_cam)
 
 
 def blend(pieces: Sequence[np.ndarray], spans: Sequence[range]) -> np.ndarray:
@@ -185,16 +173,10 @@ def _fades(spans: Sequence[range]) -> list[np.ndarray]:
 
 
 def _read(code: np.ndarray, span: range, options: FitOptions) -> _Window:
-  """A window with its own cameras. Pixels that are not finite count as showing no point."""
-  code = np.where(np.isfinite(code).all(axis=-1, keepdims=True), code, np.float32(pointmap.FILL))
-  points = pointmap.denormalise(pointmap.undo_soft_limit(code))
-  observed = pointmap.observation_from_code(code)
-  if (observed.sum(axis=(1, 2)) >= MIN_PIXELS).any():
-    cameras = fit_cameras(points, observed, options=options)
-  else:
-    log.warning('frames %d-%d show no scene; their cameras come from their neighbours', span.start, span.stop - 1)
-    cameras = None
-  return _Window(span, points, pointmap.valid_from_code(code), observed, cameras)
+  """A window with its own cameras, if it shows enough for any."""
+  points, valid, observed = read(code)
+  enough = (observed.sum(axis=(1, 2)) >= MIN_PIXELS).any()
+  return _Window(span, points, valid, observed, fit_cameras(points, observed, options=options) if enough else None)
 
 
 def _refocus(windows: Sequence[_Window]) -> None:

@@ -106,10 +106,10 @@ def test_moving_pixels_in_the_majority():
 
 @pytest.mark.parametrize('normal', [(0.3, -0.5, -1), (0, 0, -1)])
 @pytest.mark.parametrize('motion', ['orbit', 'static'])
-def test_one_plane_is_exact_where_it_can_be_and_warns(normal, motion, caplog):
+def test_one_plane_is_exact_where_it_can_be_and_warns(normal, motion):
   points, truth = plane(normal, motion)
   found = fit_cameras(points, all_valid(points), options=FitOptions(world='any'))
-  assert 'one plane' in found.warnings[0] and found.warnings[0] in caplog.text
+  assert 'one plane' in found.warnings[0]
   assert np.isfinite(found.K).all() and np.isfinite(found.world_from_cam).all()
   if motion == 'orbit':
     assert_exact(found, truth, f'plane {normal}')
@@ -323,14 +323,14 @@ def test_invalid_pixels_are_never_read():
   np.testing.assert_array_equal(found.depth[~valid], 0)
 
 
-def test_frames_without_pixels_take_the_camera_between_their_neighbours(caplog):
+def test_frames_without_pixels_take_the_camera_between_their_neighbours():
   points, truth, _ = room('translation')
   valid = all_valid(points)
   missing = [0, 4, 5, 19]
   valid[missing] = False
   found = fit_cameras(points, valid)
   np.testing.assert_array_equal(np.isnan(found.residual), np.isin(np.arange(20), missing))
-  assert 'interpolated' in caplog.text
+  assert found.warnings == ('frames 0, 4, 5, 19 have too few valid pixels; their cameras are interpolated',)
   inner = found.world_from_cam[:19, :3, 3]
   np.testing.assert_allclose(inner, truth.world_from_cam[:19, :3, 3], atol=2e-5)
   np.testing.assert_array_equal(found.world_from_cam[0], np.eye(4))  # known: it is the world

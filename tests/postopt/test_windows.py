@@ -161,7 +161,7 @@ def hide(codes, cut, frames, which):
   return codes
 
 
-def test_a_seam_that_shares_no_points_uses_its_cameras(caplog):
+def test_a_seam_that_shares_no_points_uses_its_cameras():
   truth = clip(30)
   codes, cut, units = windows(truth)
   left, right = (code.copy() for code in codes)
@@ -178,7 +178,7 @@ def test_a_seam_that_shares_no_points_uses_its_cameras(caplog):
     [True] * 2 + [False] * 2,
     [False] * 2 + [True] * 2,
   ]
-  assert 'too few points' in caplog.text and any('too few points' in text for text in found.cameras.warnings)
+  assert any('too few points' in text for text in found.cameras.warnings)
 
 
 def test_such_a_seam_of_a_still_camera_takes_the_scale_of_depths():
@@ -192,7 +192,7 @@ def test_such_a_seam_of_a_still_camera_takes_the_scale_of_depths():
 
 
 @pytest.mark.parametrize('blank', [0, 1, 2])
-def test_a_window_that_shows_nothing(blank, caplog):
+def test_a_window_that_shows_nothing(blank):
   truth = clip(43)
   codes, cut, _ = windows(truth)
   codes[blank] = np.full_like(codes[blank], np.nan if blank == 1 else -1)
@@ -200,12 +200,12 @@ def test_a_window_that_shows_nothing(blank, caplog):
   for array in (found.points, found.z, found.cameras.K, found.cameras.world_from_cam, found.cameras.depth):
     assert np.isfinite(array).all()
   assert [seam.method for seam in seams.seams] == [['points'], ['held'], ['points']][blank]
-  assert f'frames {cut[blank].start}-{cut[blank].stop - 1} show no scene' in caplog.text
   only = [f for f in cut[blank] if not any(f in other for i, other in enumerate(cut) if i != blank)]
   assert not found.valid[only].any() and found.valid[[f for f in range(43) if f not in only]].any(axis=(1, 2)).all()
   assert np.isnan(found.cameras.residual[only]).all()
   json.dumps(seams.record(), allow_nan=False)
-  assert ('stand still' in ' '.join(found.cameras.warnings)) == (blank == 1)
+  said = ' '.join(found.cameras.warnings)
+  assert 'too few valid pixels' in said and ('stand still' in said) == (blank == 1)
 
 
 def test_pixels_that_are_not_finite_show_nothing():
