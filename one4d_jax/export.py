@@ -1,9 +1,15 @@
-"""Write a scene for other programs: ``python -m one4d_jax.export out/ --export ply,colmap``. Nothing is made anew."""
+"""Write a scene for other programs, or bring it to metres. Nothing is generated anew.
+
+python -m one4d_jax.export out/ --export ply,colmap
+python -m one4d_jax.export out/ --metric baseline=0,16:0.4    a scene in metres; older exports of it go
+"""
 
 import argparse
+import json
 import sys
 
 from one4d_jax import cli
+from one4d_jax.errors import DataError, UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,7 +23,9 @@ def parser() -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   p.add_argument('scene', metavar='DIR', help='a folder written by python -m one4d_jax.sample')
-  p.add_argument('--export', metavar='NAME,...', required=True, help='what to write into it, see below')
+  p.add_argument('--export', metavar='NAME,...', help='what to write into it, see below')
+  p.add_argument('--metric', metavar='KNOWN', action='append',
+                 help='metres: baseline=I,J:METRES, distance=I:U,V:U,V:METRES or depth=I:U,V:METRES')  # fmt: skip
   p.add_argument('--overwrite', action='store_true', help='replace exports that are there')
   return p
 
@@ -28,18 +36,40 @@ def main(args: argparse.Namespace) -> None:
 
   from one4d_jax.sample import Bar
   from one4d_jax.view import playback_rate
-  from one4d_jax.viewer import export
+  from one4d_jax.viewer import export, metric
   from one4d_jax.viewer import scene as scenes
 
-  names = export.check_exports(args.export)
+  names, measures = export.check_exports(args.export), metric.parse(args.metric or ())
+  if not names and not measures:
+    raise UserError('name something to --export, or something known to --metric; see --help')
+  if any(measure.kind == 'focal' for measure in measures):
+    raise UserError('a focal length changes the cameras; give it to python -m one4d_jax.sample')
   scene = scenes.load(args.scene)
   folder = pathlib.Path(args.scene)
   folder = folder if folder.is_dir() else folder.parent
+  height, width = scene.size
+  metric.check(measures, frames=scene.frames, height=height, width=width)
+  fps = playback_rate(folder)
   with Bar() as bar:
-    paths = export.write_exports(
-      scene, folder, names, fps=playback_rate(folder), overwrite=args.overwrite, progress=bar
-    )
+    if measures:
+      scene, run = measured(scene, measures, folder)
+      paths = export.write_scene(scene, folder, run=run, overwrite=True, fps=fps, exports=names, progress=bar)
+    else:
+      paths = export.write_exports(scene, folder, names, fps=fps, overwrite=args.overwrite, progress=bar)
   print(*paths, sep='\n')
+
+
+def measured(scene, measures, folder):
+  """The scene in metres, and its record. Raises DataError where nothing could be measured."""
+  from one4d_jax.viewer import metric
+
+  found, record, notes = metric.apply(scene, measures)
+  if not record:
+    raise DataError('; '.join(notes))
+  print(*notes, sep='\n', end='\n' if notes else '')
+  path = folder / 'run.json'
+  run = json.loads(path.read_text()) if path.is_file() else {}
+  return found, run | {'metric': {'scale': float(found.scale), 'from': record}}
 
 
 if __name__ == '__main__':

@@ -294,3 +294,31 @@ def test_command_names_mistakes_in_one_line(folder, tmp_path, capsys):
 def test_help_lists_every_export():
   text = command.parser().format_help()
   assert all(name in text and export.EXPORTS[name].target in text for name in export.EXPORTS)
+
+
+def test_a_scene_that_is_there_comes_to_metres(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(html, 'scene_html', lambda *args, **kwargs: '')
+  out, scene = tmp_path / 'out', small_scene()
+  export.write_scene(scene, out, run={'seed': 5, 'fps': {'playback': 4}}, fps=4, exports=('frames', 'ply'))
+  moved = np.linalg.norm(scene.world_from_cam[4, :3, 3] - scene.world_from_cam[0, :3, 3])
+  assert run(out, '--metric', f'baseline=0,4:{2 * moved}', '--export', 'ply') == 0
+  assert scenes.load(out).scale == pytest.approx(2, rel=1e-4)
+  np.testing.assert_allclose(scenes.load(out).depth, scene.depth)
+  path = np.loadtxt(out / 'trajectory.tum')
+  np.testing.assert_allclose(path[:, 1:4], 2 * scene.world_from_cam[:, :3, 3], rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(path[:, 0], np.arange(5) / 4)
+  record = json.loads((out / 'run.json').read_text())
+  assert record['seed'] == 5 and record['metric']['scale'] == pytest.approx(2, rel=1e-4)
+  assert (out / 'points').exists() and not (out / 'frames').exists(), 'exports in the old unit are gone'
+
+  before = sorted(p.stat().st_mtime_ns for p in out.iterdir())
+  mistakes = {
+    'depth=0:0,0:1': 'shows no surface',
+    'baseline=0,9:1': 'out of range',
+    'focal=3': 'give it to python',
+    'x': "--metric 'x'",
+  }
+  for text, words in mistakes.items():
+    assert run(out, '--metric', text) == 2 and words in capsys.readouterr().err
+  assert run(out) == 2 and 'name something' in capsys.readouterr().err
+  assert before == sorted(p.stat().st_mtime_ns for p in out.iterdir())
