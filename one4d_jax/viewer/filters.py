@@ -30,12 +30,13 @@ def _miss(scene: Scene, i: int) -> Float[np.ndarray, 'H W']:
   height, width = scene.size
   u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
   rays = np.stack([u, v, np.ones_like(u)], axis=-1) @ np.linalg.inv(scene.K[i].astype(np.float64)).T
-  rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
-  pose = scene.world_from_cam[i].astype(np.float64)
+  rays = (rays / np.linalg.norm(rays, axis=-1, keepdims=True)).astype(np.float32)
+  pose = scene.world_from_cam[i]
   with np.errstate(invalid='ignore', divide='ignore', over='ignore'):
     points = (scene.pointmap[i] - pose[:3, 3]) @ pose[:3, :3]
-    beside = points - rays * (points * rays).sum(axis=-1, keepdims=True)
-    return np.nan_to_num(np.linalg.norm(beside, axis=-1) / scene.depth[i], nan=np.inf)
+    along = sum(points[..., c] * rays[..., c] for c in range(3))
+    beside = sum((points[..., c] - along * rays[..., c]) ** 2 for c in range(3))
+    return np.nan_to_num(np.sqrt(beside) / scene.depth[i], nan=np.inf)
 
 
 def depth_edges(
@@ -69,14 +70,18 @@ def sky(scene: Scene) -> Bool[np.ndarray, 'F H W']:
   return ~usable_points(scene)
 
 
-def spacing(scene: Scene, i: int, usable: Bool[np.ndarray, 'H W'], *, most: float = 2.0) -> Float[np.ndarray, 'H W']:
+def spacing(
+  scene: Scene, i: int, usable: Bool[np.ndarray, 'H W'], *, stride: int = 1, most: float = 2.0
+) -> Float[np.ndarray, 'h w']:
   """How far the usable points of frame ``i`` lie from the next ones, in the scene's unit: discs that wide close gaps.
 
-  At least what a pixel sees at its depth, at most ``most`` times that: no surface reaches across a depth edge.
+  Of every ``stride``-th row and column. At least what so many pixels see at that depth, at most ``most`` times that:
+  no surface reaches across a depth edge.
   """
-  points = np.where(usable[..., None], scene.pointmap[i], np.float32(np.nan))
+  grid = np.s_[::stride, ::stride]
+  points = np.where(usable[grid][..., None], scene.pointmap[i][grid], np.float32(np.nan))
   apart = [_nearest_along(points, axis) for axis in (0, 1)]
-  pixel = scene.depth[i] / min(scene.K[i, 0, 0], scene.K[i, 1, 1])
+  pixel = stride * scene.depth[i][grid] / min(scene.K[i, 0, 0], scene.K[i, 1, 1])
   return np.fmin(np.fmax(np.fmax(*apart), pixel), most * pixel)
 
 

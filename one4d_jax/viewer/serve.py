@@ -172,8 +172,9 @@ class Viewer:
     stage = self._stage
     if look != self._look:
       self._stale, self._look = set(range(self._scene.frames)), look
+      if look.accumulate or look.unsure:
+        self._count.value = 'working ...'  # seconds in a large scene, the first time
       if look.accumulate:
-        self._count.value = 'looking for static points ...'
         stage.put_still(look)
     with self._server.atomic():
       stage.still.visible = look.accumulate

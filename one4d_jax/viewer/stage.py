@@ -22,8 +22,8 @@ from one4d_jax.viewer.static import static_points, usable_points
 PORT = 8080
 MOST_POINTS = 2_500_000  # over all frames; a point takes nine bytes, a third more in a page
 CAMERA_REACH = 0.1  # from a camera to its picture
-_BANDS = 5  # of distance between neighbouring points, each drawn in its own size
-_OVERLAP = 1.3  # size of a point over the distance to its neighbours
+_BANDS = 8  # of distance between neighbouring points, each drawn in its own size
+_OVERLAP = 1.2  # size of a point over the distance to its neighbours
 _THUMBNAIL = 192
 _TOP, _BOTTOM = (46, 50, 60), (17, 18, 21)
 
@@ -115,7 +115,7 @@ class Stage:
     grid = np.s_[:: look.stride, :: look.stride]
     keep = keep[grid]
     points, colours = self.scene.pointmap[i][grid][keep] / self.unit, self.scene.rgb[i][grid][keep]
-    spacing = self._spacing(i)[grid][keep]
+    spacing = self._spacing(i, look.stride)[keep]
     if look.sky:
       far, tints = self._sky(i, look.stride)
       points, colours = np.concatenate([points, far]), np.concatenate([colours, tints])
@@ -135,7 +135,9 @@ class Stage:
     found = cloud.merge(self.scene, chosen)
     part = np.s_[:: max(-(-len(found.points) // MOST_POINTS), 1)]
     frame, pixel = np.divmod(found.first[part], chosen[0].size)
-    spacing = np.stack([self._spacing(i) for i in range(self.scene.frames)]).reshape(len(chosen), -1)[frame, pixel]
+    row, column = np.divmod(pixel, self.scene.size[1])
+    spacing = np.stack([self._spacing(i, look.stride) for i in range(self.scene.frames)])
+    spacing = spacing[frame, row // look.stride, column // look.stride]
     self.still.put(found.points[part] / self.unit, found.colours[part], spacing, _OVERLAP * look.size * look.stride)
 
   def home(self) -> dict:
@@ -179,8 +181,9 @@ class Stage:
   def _find_edges(self, i: int) -> Bool[np.ndarray, 'H W']:
     return filters.depth_edges(self.scene.depth[i : i + 1], self._usable[i : i + 1])[0]
 
-  def _find_spacing(self, i: int) -> Float[np.ndarray, 'H W']:
-    return filters.spacing(self.scene, i, self._usable[i]) / self.unit
+  def _find_spacing(self, i: int, stride: int) -> Float[np.ndarray, 'h w']:
+    """In the unit of the view, of one pixel: a stride makes it that much larger."""
+    return filters.spacing(self.scene, i, self._usable[i], stride=stride) / (stride * self.unit)
 
   def _sky(self, i: int, stride: int) -> tuple[Float[np.ndarray, 'n 3'], UInt8[np.ndarray, 'n 3']]:
     """Points of the sky of a frame, as far away as the view holds, and their colours."""

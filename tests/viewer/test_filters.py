@@ -86,3 +86,5 @@ def test_spacing_is_the_distance_to_the_next_points_within_bounds():
   np.testing.assert_allclose(lone, pixel[20, 20], rtol=1e-6)  # no neighbour to reach to
   steep = dataclasses.replace(scene, pointmap=scene.pointmap * np.float32([1, 9, 1]))
   np.testing.assert_allclose(filters.spacing(steep, 0, scene.valid[0])[20, 20], 2 * pixel[20, 20], rtol=1e-5)
+  coarse = filters.spacing(scene, 0, scene.valid[0], stride=3)
+  np.testing.assert_allclose(coarse[5:, 7:], 3 * found[15::3, 21::3], rtol=0.05)
