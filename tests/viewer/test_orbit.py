@@ -59,6 +59,28 @@ def test_near_hides_far_and_colours_are_those_of_the_points():
   assert inside.all(), 'the wall shines through the square'
 
 
+def test_many_points_in_one_pixel_show_the_nearest():
+  scene = flat_scene(frames=1)
+  points, rgb = scene.pointmap.copy(), scene.rgb.copy()
+  points[0, :, ::2] *= 1.5  # every second column stands behind the others
+  rgb[0, :, ::2] = (10, 10, 250)
+  for order in (1, -1):
+    turned = dataclasses.replace(scene, pointmap=points[:, ::order], rgb=rgb[:, ::order])
+    picture = orbit.orbit_frames(turned, height=6, width=8, count=1, background=(0, 0, 0))[0]
+    assert (picture[2:5, 2:6] == (200, 90, 40)).all()
+
+
+def test_what_lies_behind_or_right_before_the_camera_is_not_seen():
+  scene = flat_scene(frames=1)
+  pivot, pose, _ = orbit._base(scene, scene.valid, 30, 40)
+  camera = orbit._swung(pose, pivot, 0.0)
+  for ahead in (0.02, -1e-3, -9.0):
+    points, rgb = scene.pointmap.copy(), scene.rgb.copy()
+    points[0, 5, 5], rgb[0, 5, 5] = camera[:3, 3] + ahead * camera[:3, 2], (0, 255, 0)
+    picture = orbit.orbit_frames(dataclasses.replace(scene, pointmap=points, rgb=rgb), height=30, width=40, count=1)[0]
+    assert not (picture == (0, 255, 0)).all(-1).any() and (picture == (200, 90, 40)).all(-1).mean() > 0.4
+
+
 def test_time_plays_and_progress_is_told():
   scene = flat_scene(frames=3)
   rgb = scene.rgb.copy()

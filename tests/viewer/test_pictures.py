@@ -55,6 +55,18 @@ def test_contact_sheet_shows_what_it_says(size):
   assert np.array_equal(sheet[lines[-1], 52:252], pictures.turbo(np.linspace(1, 0, 200)))
 
 
+def test_legend_states_the_ranges(monkeypatch):
+  words = []
+  monkeypatch.setattr(pictures.ImageDraw.ImageDraw, 'text', lambda self, at, text, *a, **k: words.append(text))
+  scene = dataclasses.replace(small_scene(), scale=10)
+  pictures.contact_sheet(scene)
+  near, far = (10 * d for d in pictures.depth_range(scene))
+  assert {f'{near:.3g}', f'{2 / (1 / near + 1 / far):.3g}', f'{far:.3g}'} <= set(words)
+  (low, *_), (high, *_) = 10 * pictures.xyz_range(scene)
+  assert any('metres' in w for w in words) and any(f'x red {low:.3g} .. {high:.3g}' in w for w in words)
+  assert {'0  given', '1  generated', 'RGB', 'depth', 'XYZ'} <= set(words)
+
+
 def test_words_of_lengths():
   scene = small_scene()
   assert pictures.length_unit(scene) == 'scene units'
