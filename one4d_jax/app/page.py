@@ -157,12 +157,16 @@ def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path) -> gr.Blocks:
     def show(id: str | None):
       """The scene of a job, if it came to one."""
       folder = jobs.scene(id) if id else None
-      return (gr.skip() if folder is None else _scene(id, folder)), *_buttons(busy=False)
+      return (gr.skip() if folder is None else _scene(id, folder)), *_buttons(busy=is_busy(id))
 
-    def resume(id: str | None):
-      """The job that this browser saw last, if it is still known."""
-      known = id is not None and jobs.status(id) is not None
-      return id if known else None, *_buttons(busy=known)
+    def resume(id: str | None, current: str | None):
+      """The job that this browser saw last, if it is still known; not where a quick hand has begun another."""
+      id = current or (id if id and jobs.status(id) else None)
+      return id, *_buttons(busy=is_busy(id))
+
+    def is_busy(id: str | None) -> bool:
+      state = jobs.status(id) if id else None
+      return state is not None and not state.ended
 
     on_result = {'fn': show, 'inputs': job, 'outputs': [scene, make, cancel], **_OURS}
     on_progress = {'fn': watch, 'inputs': job, 'outputs': [status, queue], **_OURS}
@@ -173,7 +177,7 @@ def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path) -> gr.Blocks:
     submitted = make.click(submit, settings, [job, latest, status, make, cancel], **_OURS)
     submitted.then(**on_progress).then(**on_result)
     cancel.click(lambda id: jobs.cancel(id) if id else None, job, None, **_OURS)
-    page.load(resume, latest, [job, make, cancel], **_OURS).then(**on_progress).then(**on_result)
+    page.load(resume, [latest, job], [job, make, cancel], **_OURS).then(**on_progress).then(**on_result)
     gr.Timer(5).tick(lambda: _queue_line(jobs), None, queue, **_OURS)
   page.queue(default_concurrency_limit=None, api_open=False)
   return page

@@ -39,7 +39,7 @@ def produce(folder: str, arguments: list[str], *, report) -> None:
   elif word == 'killed':
     os.kill(os.getpid(), signal.SIGKILL)
   elif word == 'refuse':
-    raise UserError('the input is\nno good')
+    raise UserError('the input is\nno <b>good</b>')
   elif word == 'bug':
     raise RuntimeError('first line\nsecond line')
   elif word == 'quit':

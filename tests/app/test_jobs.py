@@ -72,7 +72,7 @@ def test_the_process_is_kept_from_job_to_job_and_replaced_after_a_crash(jobs):
   [
     ('exit', 'failed: its process ended with status 3'),
     ('segfault', 'failed: its process was ended by SIGSEGV'),
-    ('refuse', 'failed: the input is no good'),
+    ('refuse', 'failed: the input is no <b>good</b>'),
     ('bug', 'failed: RuntimeError: first line'),
   ],
 )

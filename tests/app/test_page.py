@@ -99,11 +99,23 @@ def test_the_example_and_its_prompt(opened):
   assert opened.input_value('#prompt textarea') == EXAMPLE.with_suffix('.txt').read_text().strip()
 
 
+def test_a_quick_hand_is_not_undone_by_what_the_page_does_as_it_opens(page, address, tmp_path):
+  gate = tmp_path / 'gate'
+  page.goto(address)
+  ask(page, f'wait {gate}')  # at once
+  wait_for(page, '#status', 'Sampling 2/4')
+  page.wait_for_timeout(1500)
+  assert page.is_disabled('#make') and page.is_visible('#cancel')
+  gate.touch()
+  wait_for(page, '#status', 'Done')
+  page.wait_for_selector('#scene iframe')
+
+
 def test_progress_and_cancel(opened, tmp_path):
   ask(opened, f'wait {tmp_path / "never"}')
   assert re.search(r'Sampling 2/4, about \d+ s left', wait_for(opened, '#status', 'about'))
   assert opened.evaluate("document.querySelector('#status progress').value") == 2
-  assert not opened.is_enabled('#make')
+  opened.wait_for_selector('#make:disabled')
   opened.click('#cancel')
   wait_for(opened, '#status', 'Cancelled')
   opened.wait_for_selector('#make:enabled')
@@ -112,7 +124,7 @@ def test_progress_and_cancel(opened, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('word', 'message'), [('segfault', 'its process was ended by SIGSEGV'), ('refuse', 'the input is no good')]
+  ('word', 'message'), [('segfault', 'its process was ended by SIGSEGV'), ('refuse', 'the input is no <b>good</b>')]
 )
 def test_a_job_that_fails_says_why_and_the_next_one_works(opened, word, message):
   ask(opened, word)

@@ -59,7 +59,7 @@ def test_a_failure_is_one_line_and_the_end_of_the_worker(start, tmp_path, word, 
 
 def test_a_mistake_of_the_user_is_one_line_and_no_more(start, tmp_path):
   worker = start('produce')
-  with pytest.raises(UserError, match=r'^the input is no good$'):
+  with pytest.raises(UserError, match=r'^the input is no <b>good</b>$'):
     worker.call(str(tmp_path), ['--prompt=refuse'])
   worker.call(str(tmp_path), [])
   assert (tmp_path / 'scene').is_dir()
