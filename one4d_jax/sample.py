@@ -92,6 +92,7 @@ def produce(
   """
   from one4d_jax import request as requests
   from one4d_jax.viewer import export, metric
+  from one4d_jax.viewer.pictures import depth_range
 
   exports, measures, options = export.check_exports(args.export), metric.parse(args.metric or ()), fit_options(args)
   request = requests.read(args)
@@ -128,7 +129,7 @@ def produce(
     'seed': args.seed,
     'sampling': settings,
     'config': dataclasses.asdict(bundle.config),
-    'weights': {'name': bundle.name, 'hash': bundle.hash, 'path': str(request.weights)},
+    'weights': {'name': bundle.name, 'hash': bundle.hash, 'path': args.weights or 'embedded'},
     'cameras': {
       'focal': number(scene.K[:, 0, 0].mean()),
       'focal_std': number(cameras.focal_std),
@@ -139,6 +140,7 @@ def produce(
     },
     'windows': {'spans': [[span.start, span.stop] for span in request.spans], **seams.record()},
     'metric': {'scale': number(scene.scale), 'from': measured},
+    'depth_mp4': {'colours': 'turbo of inverse depth', 'near_far': [*map(number, depth_range(scene.metric()))]},
     'timings_s': clock.seconds,
     'versions': versions(),
     'finished': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
