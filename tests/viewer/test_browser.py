@@ -184,7 +184,7 @@ def test_live_cameras_and_screenshot(live, viewer):
 
 
 def apart(a, b) -> float:
-  """Mean difference of two pictures by blocks of 10 pixels, above the panel: how finely each was drawn does not count."""
+  """Mean difference of two pictures by blocks of 10 pixels, above the panel: how finely each was drawn is ignored."""
   coarse = [np.asarray(Image.fromarray(x[:400].astype(np.uint8)).reduce(10), float) for x in (a, b)]
   return float(np.abs(coarse[0] - coarse[1]).mean())
 
