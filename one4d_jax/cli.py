@@ -47,6 +47,7 @@ def add_config(
 ) -> None:
   """Adds ``--config FILE[:PRESET]``. ``run`` collects ``--config.KEY=VALUE`` into ``args.overrides``."""
   text = f'{about}; change a value of it with --config.KEY=VALUE' + (' (default: %(default)s)' if default else '')
+  parser.set_defaults(overrides=[])
   parser.add_argument('--config', metavar='FILE[:PRESET]', default=default, required=required, help=text)
 
 

@@ -176,7 +176,7 @@ def command_line(args: argparse.Namespace) -> str:
       continue
     values = [] if action.nargs == 0 else value if isinstance(value, list) else [value]
     words += [word for v in values for word in (action.option_strings[0], str(v))] or [action.option_strings[0]]
-  return shlex.join([*words, *(f'--config.{override}' for override in getattr(args, 'overrides', ()))])
+  return shlex.join([*words, *(f'--config.{override}' for override in args.overrides)])
 
 
 def sample(bundle, request, args: argparse.Namespace, report: Callable[[str, int, int], None]):

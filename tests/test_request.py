@@ -1,7 +1,5 @@
 """What ``--frames`` and ``--overlap`` make of any input: as many frames as asked, windows, and clear refusals."""
 
-import json
-
 import av
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ from PIL import Image
 
 from one4d_jax import request, sample
 from one4d_jax.errors import UserError
+from tests.bundles import looks_whole
 
 SIZES = {'frames': 17, 'height': 32, 'width': 32, 'fps': 16.0}
 
@@ -16,11 +15,7 @@ SIZES = {'frames': 17, 'height': 32, 'width': 32, 'fps': 16.0}
 @pytest.fixture
 def place(tmp_path, monkeypatch):
   """A working folder with a bundle that looks whole, a photo and a film of 40 frames, each of another grey."""
-  bundle = tmp_path / 'bundle'
-  bundle.mkdir()
-  (bundle / 'bundle.json').write_text(json.dumps({'sizes': SIZES, 'record': {}}))
-  for part in request.PARTS:
-    (bundle / f'{part}.safetensors').write_bytes(b'')
+  looks_whole(tmp_path / 'bundle', SIZES)
   Image.new('RGB', (32, 32), (200, 100, 50)).save(tmp_path / 'photo.png')
   with av.open(str(tmp_path / 'film.mp4'), 'w') as container:
     stream = container.add_stream('libx264', rate=10)

@@ -19,6 +19,7 @@ from one4d_jax.model import pointmap
 from one4d_jax.postopt.options import FitOptions
 from one4d_jax.viewer import export
 from one4d_jax.viewer import scene as scenes
+from tests.bundles import looks_whole
 
 SIZES = {
   'frames': 9,
@@ -48,11 +49,7 @@ def clip():
 @pytest.fixture
 def place(tmp_path, monkeypatch):
   """An empty working folder with a bundle that looks whole."""
-  bundle = tmp_path / 'bundle'
-  bundle.mkdir()
-  (bundle / 'bundle.json').write_text(json.dumps({'sizes': SIZES, 'record': {}}))
-  for part in request.PARTS:
-    (bundle / f'{part}.safetensors').write_bytes(b'')
+  looks_whole(tmp_path / 'bundle', SIZES)
   monkeypatch.chdir(tmp_path)
   return tmp_path
 

@@ -12,7 +12,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import os
 import pathlib
 import secrets
 import shutil
@@ -23,6 +22,7 @@ from collections.abc import Callable, Sequence
 
 from one4d_jax.app.worker import Crash, Worker
 from one4d_jax.errors import UserError
+from one4d_jax.model.files import link_or_copy
 
 INPUT, SCENE = 'input', 'scene'  # names in the folder of a job, in which it runs
 _STAGES = {  # what ``sample.produce`` reports, for people
@@ -127,7 +127,7 @@ class Jobs:
     job.folder.mkdir(mode=0o700)
     try:
       if file is not None:
-        _place(pathlib.Path(file), job.folder / INPUT)
+        link_or_copy(pathlib.Path(file), job.folder / INPUT)
       with self._change:
         if self._closing or len(self._waiting) >= self._most_waiting:
           raise UserError(f'{len(self._waiting)} jobs are waiting already; try again when some are done')
@@ -262,11 +262,3 @@ def duration(seconds: float) -> str:
   if seconds < 90:
     return f'{max(round(seconds), 1)} s'
   return f'{minutes} min' if minutes < 90 else f'{minutes // 60} h {minutes % 60} min'
-
-
-def _place(file: pathlib.Path, target: pathlib.Path) -> None:
-  """A second name for the file where the disk allows that, else a copy."""
-  try:
-    os.link(file, target)
-  except OSError:
-    shutil.copyfile(file, target)

@@ -292,29 +292,21 @@ def _queue_line(jobs: Jobs) -> str:
 def _scene(id: str, folder: pathlib.Path) -> str:
   """The scene, links, facts and pictures."""
   place = f'scenes/{id}'
-  facts = ''.join(f'<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>' for k, v in _facts(folder).items())
+  run = json.loads((folder / 'run.json').read_text())
+  facts = ''.join(f'<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>' for k, v in _facts(run).items())
+  warnings = [*run['cameras']['warnings'], *run['input'].get('notes', ())]
   return (
     f'<div class="stage"><iframe src="{place}/scene.html" title="4D scene" sandbox="allow-scripts allow-downloads" '
     f'allow="fullscreen"></iframe></div>'
     f'<div class="links"><a class="main" href="{place}/{ARCHIVE}" download>Download all (zip)</a>'
     f'<a href="{place}/scene.html" target="_blank" rel="noopener">Open in a tab</a></div>'
-    f'{"".join(_note(warning) for warning in _warnings(folder))}<dl class="facts">{facts}</dl>'
+    f'{"".join(_note(warning) for warning in warnings)}<dl class="facts">{facts}</dl>'
     f'<img class="preview" src="{place}/preview.png" alt="frames, depth and points of the scene">'
   )
 
 
-def _record(folder: pathlib.Path) -> dict:
-  return json.loads((folder / 'run.json').read_text())
-
-
-def _warnings(folder: pathlib.Path) -> list[str]:
-  run = _record(folder)
-  return [*run['cameras']['warnings'], *run['input'].get('notes', ())]
-
-
-def _facts(folder: pathlib.Path) -> dict[str, str]:
+def _facts(run: dict) -> dict[str, str]:
   """Names and values for people, from the scene's record."""
-  run = _record(folder)
   cameras, (width, height), scale = run['cameras'], run['input']['size'], run['metric']['scale']
   residual = [value for value in cameras['residual'] if value is not None]
   return {

@@ -32,7 +32,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
   parser = sample.parser()
   parser.error = refuse
   args = parser.parse_args(arguments)
-  args.overrides = []  # of a configuration: the page has none
   request.check_numbers(args)
   return args
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from one4d_jax.errors import ConfigError, DataError, ShapeError
-from one4d_jax.geometry.align import Similarity, umeyama
+from one4d_jax.geometry.align import Similarity, angle, umeyama
 
 ALIGNMENTS = ('sim3', 'se3', 'none')
 
@@ -63,7 +63,7 @@ def trajectory_metrics(
   return TrajectoryMetrics(
     ate=_rms(np.linalg.norm(aligned[:, :3, 3] - gt[:, :3, 3], axis=-1)),
     rpe_t=_rms(np.linalg.norm(error[:, :3, 3], axis=-1)),
-    rpe_r=_rms(np.degrees(_angle(error[:, :3, :3]))),
+    rpe_r=_rms(np.degrees(angle(error[:, :3, :3]))),
     scale=similarity.scale,
     degenerate=bool(degenerate),
   )
@@ -89,13 +89,6 @@ def _spread(poses: np.ndarray) -> float:
 
 def _steps(poses: np.ndarray) -> np.ndarray:
   return np.linalg.inv(poses[:-1]) @ poses[1:]
-
-
-def _angle(rotation: np.ndarray) -> np.ndarray:
-  """Angle of rotations ``[… 3 3]`` in radians, accurate near 0 and pi."""
-  skew = rotation - np.swapaxes(rotation, -1, -2)
-  sine = np.linalg.norm(skew[..., [2, 0, 1], [1, 2, 0]], axis=-1) / 2
-  return np.arctan2(sine, (np.trace(rotation, axis1=-2, axis2=-1) - 1) / 2)
 
 
 def _rms(x: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Closed-form alignments: similarity of point sets, scale and shift of depths. NumPy, float64 inside."""
+"""Closed-form alignments: similarity of point sets, scale and shift of depths, angles. NumPy, float64 inside."""
 
 import dataclasses
 
@@ -82,3 +82,10 @@ def scale_shift(
     raise DataError('scale_shift: the source is constant, its scale is not determined')
   scale = w @ ((x - x_mean) * (y - y_mean)) / spread
   return float(scale), float(y_mean - scale * x_mean)
+
+
+def angle(rotation: Float[np.ndarray, '*b 3 3']) -> Float[np.ndarray, '*b']:
+  """Angle of rotations in radians, accurate near 0 and pi."""
+  skew = rotation - np.swapaxes(rotation, -1, -2)
+  sine = np.linalg.norm(skew[..., [2, 0, 1], [1, 2, 0]], axis=-1) / 2
+  return np.arctan2(sine, (np.trace(rotation, axis1=-2, axis2=-1) - 1) / 2)

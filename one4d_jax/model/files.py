@@ -37,6 +37,14 @@ def write_whole(path: pathlib.Path, text: str) -> None:
   os.replace(temporary, path)
 
 
+def link_or_copy(file: pathlib.Path, target: pathlib.Path) -> None:
+  """A second name for the file where the disk allows that, else a copy."""
+  try:
+    os.link(file, target)
+  except OSError:
+    shutil.copyfile(file, target)
+
+
 def replace_folder(new: pathlib.Path, folder: pathlib.Path) -> None:
   """Renames ``new`` to ``folder``. What was there before is gone only once the new one is in place."""
   old = folder.with_name(folder.name + '.old')

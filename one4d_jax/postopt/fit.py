@@ -23,7 +23,7 @@ from one4d_jax.geometry import se3
 from one4d_jax.postopt.adam import descend
 from one4d_jax.postopt.initialise import FOCAL_RANGE, first_miss, initialise
 from one4d_jax.postopt.options import FitOptions
-from one4d_jax.postopt.problem import Problem, Solution, depth_and_miss, normal_equations, patch_scores
+from one4d_jax.postopt.problem import UNKNOWNS, Problem, Solution, depth_and_miss, normal_equations, patch_scores
 from one4d_jax.postopt.smoothness import smoothness_equations
 from one4d_jax.postopt.system import System
 
@@ -97,24 +97,26 @@ def fit_cameras(
   extent = max(height, width)
   known = options.known_focal / extent
   anchored = options.world == 'first' and bool(usable[0])
+  coarse = _coarse(problem)
   if init is None:
-    start = initialise(_coarse(problem), anchored=anchored, known_focal=known)
+    start = initialise(coarse, anchored=anchored, known_focal=known)
   else:
     start = _from_cameras(init, used, unit, valid.shape)
   if anchored:
     start = dataclasses.replace(start, pose=start.pose.at[0].set(jnp.eye(4)))
   if known:
     start = dataclasses.replace(start, log_focal=jnp.full(len(used), np.log(known), jnp.float32))
+  fit = _Fit(problem, options, anchored)
   if options.method == 'adam':
     solution = descend(problem, start, options, anchored)
   else:
-    solution = _Fit(problem, options, anchored).run(start)
-  spread, weakness = _Fit(problem, options, anchored).focal_errors(solution)
-  warnings = [] if known else [*_doubts(_coarse(problem), solution, spread, weakness)]
+    solution = fit.run(start)
+  spread, weakness = fit.focal_errors(solution)
+  warnings = [] if known else [*_doubts(coarse, solution, spread, weakness)]
   if not usable.all():
     few = ', '.join(map(str, np.flatnonzero(~usable)))
     warnings.append(f'frames {few} have too few valid pixels; their cameras are interpolated')
-  if anchored and (miss := first_miss(_coarse(problem), solution)) > FAR_OFF:
+  if anchored and (miss := first_miss(coarse, solution)) > FAR_OFF:
     warnings.append(
       f"the first frame's points miss its rays by {miss:.0%} of the distance: they are poor, or the world is not the "
       "first camera (world='any')"
@@ -279,7 +281,7 @@ class _Fit:
       local[np.arange(self.frames), -1, np.arange(self.frames)] = 1
       shared = np.zeros((len(self.shared), self.frames))
     rows, shared_rows = system.solve(local, shared, 1e-9)
-    every = np.zeros((self.frames, 9, rows.shape[-1]))
+    every = np.zeros((self.frames, UNKNOWNS, rows.shape[-1]))
     every[:, self.local] = rows
     every[:, self.shared] = shared_rows
     scores = np.asarray(patch_scores(self.problem, solution, jnp.float32(delta)), np.float64)
@@ -341,7 +343,7 @@ class _Fit:
 
   def _moved(self, solution: Solution, local: np.ndarray, shared: np.ndarray) -> Solution:
     """The solution after a step."""
-    step = np.zeros((self.frames, 9))
+    step = np.zeros((self.frames, UNKNOWNS))
     step[:, self.local] = local
     step[:, self.shared] = shared
     log_focal = (np.asarray(solution.log_focal) + step[:, FOCAL].clip(-1, 1)).clip(*np.log(FOCAL_RANGE))

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from one4d_jax.errors import DataError, ShapeError
-from one4d_jax.geometry.align import Similarity, umeyama
+from one4d_jax.geometry.align import Similarity, angle, umeyama
 from one4d_jax.model.windows import check_spans
 from one4d_jax.postopt.decode import Geometry, camera_z, decode, read
 from one4d_jax.postopt.fit import MIN_PIXELS, Cameras, fit_cameras
@@ -294,9 +294,7 @@ def _seam(earlier: _Window, later: _Window, method: str, shared: range, error: n
   if len(shared):
     one, other = earlier.poses()[a], later.poses()[b]
     turn = np.einsum('fji,fjk->fik', one[:, :3, :3], other[:, :3, :3])
-    # |R - 1| = 2 sqrt(2) sin(angle / 2), which keeps small angles exact
-    angle = 2 * np.arcsin(np.minimum(1, np.linalg.norm(turn - np.eye(3), axis=(1, 2)) / 8**0.5))
-    rotation = float(np.degrees(_rms(angle)))
+    rotation = float(np.degrees(_rms(angle(turn))))
     translation = _rms(np.linalg.norm(one[:, :3, 3] - other[:, :3, 3], axis=1)) / depth
     own = [w.cameras.residual[at] * w.place.scale for w, at in ((earlier, a), (later, b))]
     before, after = _rms(np.concatenate(own)) / depth, _rms(cameras.residual[shared.start : shared.stop]) / depth

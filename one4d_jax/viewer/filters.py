@@ -1,4 +1,4 @@
-"""Which pixels of a scene are worth showing, and how large: how sure a point is, depth edges, sky. NumPy only."""
+"""Which pixels of a scene are worth showing, and how large: how sure a point is, depth edges, how many. NumPy only."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
@@ -65,9 +65,9 @@ def _ramps(values: np.ndarray, jump: float, steep: float, reach: int = 4) -> np.
   return flying
 
 
-def sky(scene: Scene) -> Bool[np.ndarray, 'F H W']:
-  """Pixels that show no surface: the model said sky, or their point is not a number."""
-  return ~usable_points(scene)
+def stride_for(scene: Scene, most: int) -> int:
+  """The least stride of rows and columns that leaves at most so many points over all frames."""
+  return max(int(np.ceil(np.sqrt(scene.valid.size / most))), 1)
 
 
 def spacing(

@@ -1,4 +1,4 @@
-"""Writers of the formats that other programs read; docs/geometry.md lists the conventions of each.
+"""Writers of the formats that other programs read; docs/exports.md lists the conventions of each.
 
 A writer takes a ``Work``, the path it makes, a file or a folder, and whom to tell (done, total) as it proceeds. Lengths
 are metres where the scene knows its scale; the files say so where they can.
@@ -7,9 +7,7 @@ are metres where the scene knows its scale; the files say so where they can.
 import dataclasses
 import functools
 import json
-import os
 import pathlib
-import shutil
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -19,8 +17,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from one4d_jax.errors import DataError
-from one4d_jax.viewer import cloud, static
-from one4d_jax.viewer.filters import depth_edges
+from one4d_jax.model.files import link_or_copy
+from one4d_jax.viewer import cloud, filters, static
 from one4d_jax.viewer.scene import Scene
 
 _SHOWN_HEIGHT = 256  # smaller videos are enlarged by whole numbers for players
@@ -63,17 +61,14 @@ class Work:
 
   @functools.cached_property
   def cloud(self) -> cloud.Cloud:
-    return cloud.merge(self.scene, self.static & ~depth_edges(self.scene.depth, self.scene.valid))
+    return cloud.merge(self.scene, self.static & ~filters.depth_edges(self.scene.depth, self.scene.valid))
 
   def image(self, i: int, path: pathlib.Path) -> None:
     """Frame ``i`` as a PNG."""
     once = self.shared / path.name
     if not once.exists():
       Image.fromarray(self.scene.rgb[i]).save(once, compress_level=4)
-    try:
-      os.link(once, path)
-    except OSError:  # a file system without links
-      shutil.copyfile(once, path)
+    link_or_copy(once, path)
 
 
 def frame_name(i: int, suffix: str) -> str:
@@ -129,8 +124,8 @@ def glb(work: Work, path: pathlib.Path, report: Report) -> None:
   import trimesh
 
   scene, model = work.scene, trimesh.Scene()
-  stride = max(int(np.ceil(np.sqrt(scene.valid.size / _GLB_POINTS))), 1)
-  usable = static.usable_points(scene) & ~depth_edges(scene.depth, scene.valid)
+  stride = filters.stride_for(scene, _GLB_POINTS)
+  usable = static.usable_points(scene) & ~filters.depth_edges(scene.depth, scene.valid)
   for i in range(scene.frames):
     grid = np.s_[i, ::stride, ::stride]
     points = scene.pointmap[grid][usable[grid]] * _FLIP

@@ -126,8 +126,7 @@ def _length(scene: Scene, measure: Measure) -> float:
   if measure.kind == 'baseline':
     a, b = (scene.world_from_cam[i, :3, 3].astype(np.float64) for i in measure.frames)
     length = np.linalg.norm(a - b)
-    typical = np.median(scene.depth[scene.valid]) if scene.valid.any() else 1.0
-    if not length > 1e-4 * typical:
+    if not length > 1e-4 * (scene.median_depth or 1.0):
       raise DataError('the camera does not move between these frames')
     return float(length)
   points = [_point(scene, measure.frames[0], *pixel) for pixel in measure.pixels]

@@ -213,9 +213,7 @@ def _path_span(scene: Scene) -> float:
   """Half the width of a plot that holds the path; a path that hardly leaves its place is drawn as a point."""
   centres = scene.world_from_cam[:, :3, 3]
   extent = float((centres.max(axis=0) - centres.min(axis=0)).max())
-  usable = scene.depth[scene.valid & (scene.depth > 0) & np.isfinite(scene.depth)]
-  least = 0.02 * float(np.median(usable)) if usable.size else 1e-3
-  return 0.62 * max(extent, least)
+  return 0.62 * max(extent, 0.02 * (scene.median_depth or 0.05))
 
 
 def _plot_path(axes, scene: Scene, across: int, up: int, span: float, missing: np.ndarray) -> None:

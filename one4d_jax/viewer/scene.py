@@ -78,6 +78,12 @@ class Scene:
     """What one unit of length is, in words for files that state it."""
     return f'{self.scale:g} metre' if np.isfinite(self.scale) else 'unknown (lengths are relative)'
 
+  @property
+  def median_depth(self) -> float | None:
+    """Of the valid pixels whose depth is a number; None where there is none."""
+    known = self.depth[self.valid & (self.depth > 0) & np.isfinite(self.depth)]
+    return float(np.median(known)) if known.size else None
+
   def metric(self) -> 'Scene':
     """The scene in metres, with scale 1, where its scale is known; else the scene as it is."""
     if not np.isfinite(self.scale) or self.scale == 1:

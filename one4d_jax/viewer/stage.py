@@ -257,13 +257,12 @@ class _Cloud:
 
 def default_stride(scene: Scene, most: int = MOST_POINTS) -> int:
   """The least stride that leaves at most so many points over all frames."""
-  return max(int(np.ceil(np.sqrt(scene.valid.size / most))), 1)
+  return filters.stride_for(scene, most)
 
 
 def view_unit(scene: Scene) -> float:
   """Median depth of the valid pixels, the unit of length in the view; 1 where there are none."""
-  usable = scene.depth[scene.valid & (scene.depth > 0) & np.isfinite(scene.depth)]
-  return float(np.median(usable)) if usable.size else 1.0
+  return scene.median_depth or 1.0
 
 
 def _gradient() -> UInt8[np.ndarray, '256 2 3']:

@@ -276,7 +276,7 @@ def test_facts_of_a_scene(tmp_path, changes, name, text):
   run['metric']['scale'] = changes.pop('scale', None)
   run['cameras'].update(changes)
   file.write_text(json.dumps(run))
-  assert page._facts(tmp_path / 'scene')[name] == text
+  assert page._facts(json.loads((tmp_path / 'scene' / 'run.json').read_text()))[name] == text
 
 
 def run(code: str, **settings) -> subprocess.CompletedProcess:

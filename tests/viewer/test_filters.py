@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from one4d_jax.viewer import filters
+from one4d_jax.viewer.static import usable_points
 from tests.viewer.scenes import small_scene
 
 
@@ -41,7 +42,7 @@ def test_confidence_where_nothing_is_usable():
   scene = small_scene(frames=1)
   for broken in ({'valid': np.zeros_like(scene.valid)}, {'pointmap': np.full_like(scene.pointmap, np.nan)}):
     empty = dataclasses.replace(scene, **broken)
-    assert not filters.confidence(empty).any() and filters.sky(empty).all()
+    assert not filters.confidence(empty).any() and not usable_points(empty).any()
 
 
 def test_one_point_that_is_not_a_number_is_hidden_and_harms_no_other():
@@ -52,7 +53,7 @@ def test_one_point_that_is_not_a_number_is_hidden_and_harms_no_other():
   broken = dataclasses.replace(scene, pointmap=points)
   found = filters.confidence(broken)
   assert np.isfinite(found).all() and not found[1, 10, 10:12].any() and found[1, 10, 12] > 0
-  assert (filters.sky(broken) != ~scene.valid).sum() == 2
+  assert (usable_points(broken) != scene.valid).sum() == 2
 
 
 def test_flying_pixels_are_found_and_slants_are_kept():

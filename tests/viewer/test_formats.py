@@ -435,7 +435,7 @@ def test_images_are_stored_once_where_the_disk_can(written, tmp_path, monkeypatc
   def refuse(*args):
     raise OSError(95, 'Operation not supported')
 
-  monkeypatch.setattr(formats.os, 'link', refuse)
+  monkeypatch.setattr('os.link', refuse)
   export.write_exports(small_scene(), tmp_path, ['frames', 'colmap'], fps=8)
   copies = [tmp_path / place / 'frame_0003.png' for place in ('frames', 'colmap/images')]
   assert copies[0].read_bytes() == copies[1].read_bytes() and copies[0].stat().st_ino != copies[1].stat().st_ino
