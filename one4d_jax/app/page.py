@@ -105,7 +105,8 @@ def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path) -> gr.Blocks:
             )
             seed = gr.Number(0, label='Seed', precision=0, minimum=0, maximum=2**32 - 1, elem_id='seed')
         with gr.Row():
-          make = gr.Button('Make scene', variant='primary', elem_id='make')
+          # Works once the page has found its last job: what loading shows must not undo what a quick hand began.
+          make = gr.Button('Make scene', variant='primary', interactive=False, elem_id='make')
           cancel = gr.Button('Cancel', variant='stop', visible=False, elem_id='cancel')
           example = gr.Button('Example', elem_id='example')
         status = gr.HTML(elem_id='status')
@@ -159,10 +160,10 @@ def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path) -> gr.Blocks:
       folder = jobs.scene(id) if id else None
       return (gr.skip() if folder is None else _scene(id, folder)), *_buttons(busy=is_busy(id))
 
-    def resume(id: str | None, current: str | None):
-      """The job that this browser saw last, if it is still known; not where a quick hand has begun another."""
-      id = current or (id if id and jobs.status(id) else None)
-      return id, *_buttons(busy=is_busy(id))
+    def resume(id: str | None):
+      """The job that this browser saw last, if it is still known."""
+      id = id if id and jobs.status(id) else None
+      return id, gr.update(visible=is_busy(id))
 
     def is_busy(id: str | None) -> bool:
       state = jobs.status(id) if id else None
@@ -177,7 +178,7 @@ def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path) -> gr.Blocks:
     submitted = make.click(submit, settings, [job, latest, status, make, cancel], **_OURS)
     submitted.then(**on_progress).then(**on_result)
     cancel.click(lambda id: jobs.cancel(id) if id else None, job, None, **_OURS)
-    page.load(resume, [latest, job], [job, make, cancel], **_OURS).then(**on_progress).then(**on_result)
+    page.load(resume, latest, [job, cancel], **_OURS).then(**on_progress).then(**on_result)
     gr.Timer(5).tick(lambda: _queue_line(jobs), None, queue, **_OURS)
   page.queue(default_concurrency_limit=None, api_open=False)
   return page
