@@ -1,0 +1,41 @@
+"""The files that readers meet, as arrays; a missing or damaged one is one ``DataError`` naming it. NumPy only."""
+
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+from jaxtyping import UInt8, UInt16
+
+from one4d_jax.data.images import decoding, load_image, reading, try_open
+from one4d_jax.errors import DataError
+
+
+def colour(path: pathlib.Path) -> UInt8[np.ndarray, 'H W 3']:
+  """An image as 8-bit RGB. Raises DataError."""
+  return np.array(load_image(path))
+
+
+def codes(path: pathlib.Path) -> UInt16[np.ndarray, 'H W']:
+  """The numbers of a 16-bit grey PNG, untouched. Raises DataError, also for an image of another kind."""
+  image = try_open(path)
+  if image is None:
+    raise DataError(f'{path} is not an image that can be read')
+  with image, decoding(path):
+    if not image.mode.startswith('I'):
+      raise DataError(f'{path} is an image of mode {image.mode}; expected 16-bit grey')
+    return np.asarray(image).astype(np.uint16)
+
+
+def arrays(path: pathlib.Path, *names: str) -> tuple[np.ndarray, ...]:
+  """The arrays called ``names`` of an .npz file. Raises DataError naming what is missing, damaged or pickled."""
+  try:
+    with reading(path), np.load(path, allow_pickle=False) as stored:
+      absent = [name for name in names if name not in stored]
+      if absent:
+        raise DataError(f'{path} has no array {", ".join(absent)}; it holds {", ".join(stored) or "nothing"}')
+      return tuple(stored[name] for name in names)
+  except DataError:
+    raise
+  except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    raise DataError(f'{path} is damaged or no .npz file: {error}') from error
