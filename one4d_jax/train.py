@@ -69,7 +69,8 @@ def train(config, workdir: pathlib.Path) -> None:
   from tqdm import tqdm
 
   from one4d_jax import config as configs
-  from one4d_jax.errors import UserError
+  from one4d_jax.data import pipeline
+  from one4d_jax.errors import ConfigError, UserError
   from one4d_jax.model import bundle as bundles
   from one4d_jax.training import optimizer as optimizers
   from one4d_jax.training.checkpoint import Checkpoints
@@ -113,7 +114,20 @@ def train(config, workdir: pathlib.Path) -> None:
 
   # -- Resume: the newest whole checkpoint, else the beginning -----------------------------------------------------
   checkpoints = Checkpoints(workdir, every=settings.save_every, keep=settings.keep, weights_hash=before.hash)
-  batches = stage.batches(0)
+  processes = jax.process_count()
+  if settings.batch * settings.accumulation % processes:
+    raise ConfigError(
+      f'train.batch x train.accumulation = {settings.batch * settings.accumulation} samples must divide evenly among '
+      f'{processes} processes'
+    )
+  batches = pipeline.batches(
+    stage.components(),
+    batch_size=settings.batch * settings.accumulation // processes,
+    seed=settings.seed,
+    process_index=jax.process_index(),
+    process_count=processes,
+    place=jax.device_put,
+  )
   if checkpoints.latest is not None:
     state, position = checkpoints.restore(state)
     batches.set_state(position)
@@ -147,6 +161,7 @@ def train(config, workdir: pathlib.Path) -> None:
         say(f'step {step}: ' + ', '.join(f'{k} {v:.3g}' for k, v in results.items()))
         since = time.time()
   checkpoints.close()
+  batches.close()
   writer.close()
 
   # -- What the next stage, or sampling, starts from ---------------------------------------------------------------

@@ -1,66 +1,237 @@
-"""Shuffled, endless, resumable batches (Grain), the same whatever the number of threads.
+"""Shuffled, endless, resumable batches from a mixture of data sets (Grain), the same whatever reads them.
 
-The order, the epochs and the random choices of `transform` are functions of the seed and the position in the global
-stream; processes take turns in that stream. So batch n does not depend on whether reading started at 0 or resumed at n,
-and the batches of all processes together do not depend on how many share the work.
+Record, order and random draws of every sample are functions of the seed and of the sample's place in one global stream.
+So batch n does not depend on the number of threads, on where reading started, or on how many processes share the work:
+each takes its rows of the global batch. Records of a batch have one shape: components of equal shape form a *bucket*,
+and a batch is drawn from one bucket.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import fractions
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 
 from one4d_jax.errors import DataError
 
-_SHUFFLE, _TRANSFORM = 0, 1  # independent streams of the one seed
+_SHUFFLE, _TRANSFORM, _COMPONENTS, _BUCKETS = range(4)  # independent streams of the one seed
+_PERIOD = 10_000  # shares of a mixture are exact in this many draws or fewer, else rounded to it
+_AHEAD = 2  # batches that are placed before they are asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+  """One data set of a mixture.
+
+  Attributes:
+    source: `len` and random access to records, e.g. `shards.open(folder)`.
+    transform: a record and a generator of its own to a dict of arrays (or strings); must not keep the generator.
+    weight: its share of the samples, relative to the other components; as many decimals as it is written with.
+    bucket: components whose samples may share a batch have equal buckets, e.g. (frames, height, width).
+    name: for messages.
+    fingerprint: changes when the content does; a position means nothing in another data set.
+  """
+
+  source: Sequence
+  transform: Callable[[Any, np.random.Generator], dict]
+  weight: float = 1.0
+  bucket: Hashable = ()
+  name: str = ''
+  fingerprint: str = ''
 
 
 def batches(
-  source: Sequence[dict],
+  components: Sequence[Component],
   *,
   batch_size: int,
   seed: int,
   process_index: int = 0,
   process_count: int = 1,
-  transform: Callable[[dict, np.random.Generator], dict] | None = None,
   threads: int = 2,
   start: int = 0,
-) -> grain.DatasetIterator:
-  """An endless iterator over batches: dicts of arrays [batch_size ...] (strings become an array of strings).
+  place: Callable[[dict], dict] | None = None,
+) -> 'Stream':
+  """The endless stream of batches: dicts of arrays [batch_size ...] (strings become an array of strings).
 
-  Its `get_state()` is JSON-able and `set_state(state)` continues exactly; `start=n` is the same as n calls of `next`.
+  Samples are drawn from the components of a bucket, and batches from buckets, in exact proportion to the weights,
+  shuffled within each period of the proportion. A component is shuffled anew each epoch, every record once.
 
   Args:
-    source: `len` and random access, e.g. `shards.open(folder)`.
+    components: of the mixture; their order is part of the stream's identity.
     batch_size: of this process; the global batch is `process_count` times as large.
-    seed: of the order and of what `transform` draws.
-    process_index: this process takes elements `process_index`, `process_index + process_count`, ...
+    seed: of the order and of what the transforms draw.
+    process_index: this process takes rows `process_index * batch_size ...` of every global batch.
     process_count: how many processes share the stream.
-    transform: a record and a generator of its own to a dict of equally shaped arrays; must not keep the generator.
-    threads: that read and transform ahead; 0 does all in the caller's thread.
+    threads: that read and transform ahead, a batch each; 0 does all in the caller's thread.
     start: first batch, as a number of batches.
+    place: applied to each batch ahead of time, e.g. `jax.device_put`.
 
   Raises:
-    DataError: an empty source, or numbers that make no sense.
+    DataError: no components, an empty one, or numbers that make no sense.
   """
-  if not len(source):
-    raise DataError('the data set is empty; build it with at least one record')
   if batch_size < 1 or threads < 0 or start < 0:
     raise DataError(f'need batch_size >= 1, threads >= 0, start >= 0; got {batch_size}, {threads}, {start}')
   if not 0 <= process_index < process_count:
     raise DataError(f'process_index must be in 0 .. {process_count - 1}; got {process_index}')
-  shuffle_seed, transform_seed = (int(_stream(seed, which)) for which in (_SHUFFLE, _TRANSFORM))
-  data = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat()
-  if transform is not None:
-    data = data.random_map(transform, seed=transform_seed)  # after repeat: fresh draws every epoch
-  data = data[process_index::process_count]
-  data = data.batch(batch_size, drop_remainder=True)  # else the length of the endless stream overflows
-  ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)  # counted in batches
-  iterator = iter(data.to_iter_dataset(ahead))
-  if start:
-    grain.experimental.set_next_index(iterator, start)
-  return iterator
+  if not components:
+    raise DataError('no data set to draw from; give at least one')
+  for i, component in enumerate(components):
+    if not len(component.source):
+      raise DataError(f'data set {_name(component, i)} is empty; build it with at least one record')
+    if not 0 < component.weight < math.inf:
+      raise DataError(f'data set {_name(component, i)}: weight must be above 0; got {component.weight}')
+  buckets = list(dict.fromkeys(component.bucket for component in components))
+  streams, weights = [], []
+  for b, bucket in enumerate(buckets):
+    inside = [(i, component) for i, component in enumerate(components) if component.bucket == bucket]
+    shares = [component.weight for _, component in inside]
+    samples = _mix([_samples(component, i, seed) for i, component in inside], shares, _seed(seed, _COMPONENTS, b))
+    whole = samples.batch(batch_size, drop_remainder=True, batch_fn=functools.partial(_stack, bucket=bucket))
+    streams.append(whole[process_index::process_count])
+    weights.append(sum(fractions.Fraction(str(share)) for share in shares))
+  return Stream(_mix(streams, weights, _seed(seed, _BUCKETS)), _fingerprint(components), threads, place, start)
 
 
-def _stream(seed: int, which: int) -> np.uint32:
-  return np.random.SeedSequence([seed, which]).generate_state(1)[0]
+class Stream(Iterator[dict]):
+  """Batches and the position among them, counted in batches that were handed out, whatever was read ahead.
+
+  The same position continues on another number of processes as long as the global batch keeps its size. A record that
+  cannot be read or transformed raises DataError, again at each call: nothing is skipped.
+  """
+
+  def __init__(self, data: grain.MapDataset, fingerprint: str, threads: int, place: Callable | None, start: int):
+    self._data, self._fingerprint, self._threads, self._place = data, fingerprint, threads, place
+    self._batch, self._ahead = start, None
+
+  def __next__(self) -> dict:
+    if self._ahead is None:
+      self._ahead = self._open()
+    try:
+      batch = next(self._ahead)
+    except BaseException:  # what is read ahead no longer follows from here; the next call starts from the position
+      self.close()
+      raise
+    self._batch += 1
+    return batch
+
+  def get_state(self) -> dict:
+    """The position, JSON-able: `batch`, and `fingerprint` of what it is a position in."""
+    return {'batch': self._batch, 'fingerprint': self._fingerprint}
+
+  def set_state(self, state: dict) -> None:
+    """Continues from a position. Raises DataError, naming what differs, if it was taken in another data set."""
+    if state.keys() != {'batch', 'fingerprint'}:
+      raise DataError(
+        f'the position {state} was written by another version, so where it was in the data is unknown; '
+        'start afresh in another --workdir'
+      )
+    if state['fingerprint'] != self._fingerprint:
+      raise DataError(
+        f'the data set is not the one training began with: {_difference(state["fingerprint"], self._fingerprint)}; '
+        'give the same data.source and data as before, or start afresh in another --workdir'
+      )
+    self.close()
+    self._batch = state['batch']
+
+  def close(self) -> None:
+    """Drops what was read ahead and ends the threads that read it."""
+    if self._ahead is not None:
+      self._ahead.close()
+      self._ahead = None
+
+  def _open(self) -> grain.DatasetIterator:
+    options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=2 * self._threads)  # in batches
+    data = self._data[self._batch :].to_iter_dataset(options)
+    if self._place is not None:
+      data = data.map(self._place)
+      data = grain.experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=_AHEAD if self._threads else 0)
+    return iter(data)
+
+
+class _Interleave(grain.transforms.DatasetSelectionMap):
+  """Which data set the k-th element comes from: each in proportion in every period, the order within it shuffled.
+
+  A fixed order would give one process the same data set time and again when its length divides the batch.
+  """
+
+  def __init__(self, weights: Sequence, seed: int):
+    exact = [fractions.Fraction(str(weight)) for weight in weights]
+    counts = [int(share * math.lcm(*(share.denominator for share in exact))) for share in exact]
+    counts = [count // math.gcd(*counts) for count in counts]
+    if sum(counts) > _PERIOD:
+      counts = [max(1, round(_PERIOD * count / sum(counts))) for count in counts]
+    self._counts, self._seed = counts, seed
+    self._period = np.repeat(np.arange(len(counts)), counts)
+
+  def __len__(self) -> int:
+    return sys.maxsize
+
+  def __getitem__(self, index: int) -> tuple[int, int]:
+    period, place = divmod(index, len(self._period))
+    order = np.random.default_rng([self._seed, period]).permutation(self._period)
+    which = int(order[place])
+    return which, period * self._counts[which] + int(np.count_nonzero(order[:place] == which))
+
+
+def _mix(parts: list[grain.MapDataset], weights: Sequence, seed: int) -> grain.MapDataset:
+  return grain.MapDataset.select_from_datasets(parts, _Interleave(weights, seed)) if len(parts) > 1 else parts[0]
+
+
+def _samples(component: Component, number: int, seed: int) -> grain.MapDataset:
+  """All epochs of a component. Drawing comes after repeating: fresh draws every epoch."""
+
+  def sample(i: int, rng: np.random.Generator) -> dict:
+    try:
+      return component.transform(component.source[int(i)], rng)
+    except Exception as error:
+      raise DataError(
+        f'data set {_name(component, number)}, record {i} cannot be used: {type(error).__name__}: {error}; '
+        'verify the data set, or build it again'
+      ) from error
+
+  order = grain.MapDataset.range(len(component.source)).shuffle(seed=_seed(seed, _SHUFFLE, number)).repeat()
+  return order.random_map(sample, seed=_seed(seed, _TRANSFORM, number))
+
+
+def _stack(samples: Sequence[dict], bucket: Hashable) -> dict:
+  """A batch of samples, which must agree in names and shapes."""
+  kinds = [{name: np.shape(value) for name, value in sample.items()} for sample in samples]
+  other = next((kind for kind in kinds if kind != kinds[0]), None)
+  if other is not None:
+    raise DataError(f'bucket {bucket} holds samples of shapes {kinds[0]} and {other}; give them different buckets')
+  return {name: np.stack([sample[name] for sample in samples]) for name in kinds[0]}
+
+
+def _seed(*numbers: int) -> int:
+  return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _name(component: Component, number: int) -> str:
+  return component.name or f'number {number}'
+
+
+def _fingerprint(components: Sequence[Component]) -> str:
+  """A JSON list with what makes up each component, so that a difference can be named."""
+  facts = [[c.name, len(c.source), c.fingerprint, str(float(c.weight)), str(c.bucket)] for c in components]
+  return json.dumps(facts)
+
+
+def _difference(before: str, now: str) -> str:
+  before, now = json.loads(before), json.loads(now)
+  names = [[fact[0] for fact in facts] for facts in (before, now)]
+  if names[0] != names[1]:
+    return f'it was a mixture of {names[0]}, now of {names[1]} (the order counts)'
+  what = ('name', 'number of records', 'content', 'weight', 'bucket')
+  changes = (
+    f'{old[0] or f"number {i}"} has another {label} ({a} before, {b} now)'
+    for i, (old, new) in enumerate(zip(before, now, strict=True))
+    for label, a, b in zip(what, old, new, strict=True)
+    if a != b
+  )
+  return ', '.join(changes)

@@ -60,17 +60,9 @@ class Stage:
     """Fresh trainable parameters, unboxed."""
     raise NotImplementedError
 
-  def source(self):
-    """Records, and the transform ``(record, rng) -> sample``."""
+  def components(self) -> list[pipeline.Component]:
+    """What the training stream is mixed from."""
     raise NotImplementedError
-
-  def batches(self, start: int):
-    """The training stream from batch ``start`` on."""
-    source, transform = self.source()
-    train = self.config.train
-    return pipeline.batches(
-      source, batch_size=train.batch * train.accumulation, seed=train.seed, transform=transform, start=start
-    )
 
   def loss(self, params: dict, frozen: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
     """The loss of one microbatch and its metrics."""
@@ -115,8 +107,9 @@ class VAEStage(Stage):
     moments['bias'] = moments['bias'].at[self.bundle.config.vae.latent_channels :].set(-5.0)
     return params
 
-  def source(self):
-    return self.train_clips, functools.partial(procedural.vae_crop, crop=self.config.train.crop)
+  def components(self):
+    draw, clips = functools.partial(procedural.vae_crop, crop=self.config.train.crop), self.train_clips
+    return [pipeline.Component(clips, draw, name='procedural', fingerprint=clips.fingerprint)]
 
   def loss(self, params, frozen, batch, key):
     video = batch['video']
@@ -164,10 +157,11 @@ class FlowStage(Stage):
     make = functools.partial(latents.build, folder, bundle=bundle, sparse_masks=config.data.sparse_masks)
     self.train_latents = make(self.train_clips, name=f'train-{len(self.train_clips)}')
 
-  def source(self):
-    train = self.config.train
+  def components(self):
     names = ('tasks', 'text_only', 'text_dropout', 'image_dropout')
-    return self.train_latents, functools.partial(latents.draw, **{name: getattr(train, name) for name in names})
+    draw = functools.partial(latents.draw, **{name: getattr(self.config.train, name) for name in names})
+    records = self.train_latents
+    return [pipeline.Component(records, draw, name='procedural', fingerprint=records.fingerprint)]
 
   def condition(self, params: dict, batch: dict) -> umc.Condition:
     """The model's input from a batch; dropped text is the empty prompt, a dropped image zero features."""
