@@ -55,6 +55,10 @@ class First(Sequence):
   source: Sequence
   count: int
 
+  @property
+  def fingerprint(self) -> str:
+    return self.source.fingerprint
+
   def __len__(self) -> int:
     return self.count
 
