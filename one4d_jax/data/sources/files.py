@@ -1,14 +1,45 @@
 """The files that readers meet, as arrays; a missing or damaged one is one ``DataError`` naming it. NumPy only."""
 
 import pathlib
+import re
 import zipfile
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from one4d_jax.data.images import decoding, load_image, reading, try_open
 from one4d_jax.errors import DataError
+
+
+def folders(parent: pathlib.Path) -> list[pathlib.Path]:
+  """The folders in ``parent``, by name. Raises DataError where it cannot be listed."""
+  with reading(parent):
+    return sorted(path for path in parent.iterdir() if path.is_dir())
+
+
+def numbered(folder: pathlib.Path, pattern: str) -> dict[int, pathlib.Path]:
+  """The files whose whole name matches, by the number that is the pattern's group, in order; empty without a folder."""
+  if not folder.is_dir():
+    return {}
+  with reading(folder):
+    found = [(re.fullmatch(pattern, path.name), path) for path in folder.iterdir()]
+  return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def image_size(paths: Iterable[pathlib.Path]) -> tuple[int, int]:
+  """(height, width) that the first readable image tells in its header. Raises DataError where there is none."""
+  last = None
+  for last in paths:
+    try:
+      image = try_open(last)
+    except DataError:
+      continue
+    if image is not None:
+      with image:
+        return image.height, image.width
+  raise DataError(f'{last} and the images before it cannot be read')
 
 
 def colour(path: pathlib.Path) -> UInt8[np.ndarray, 'H W 3']:
