@@ -5,17 +5,18 @@ written as `<name>.partial` and renamed when whole: one with the right name is c
 """
 
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import safetensors.numpy
 import tqdm
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from one4d_jax.errors import DataError
 
@@ -70,6 +71,55 @@ def write(
   return index
 
 
+def write_file(path: str | os.PathLike, payloads: Iterable[bytes]) -> dict:
+  """Writes one ArrayRecord file with a record for each payload, maybe none; returns its `facts`.
+
+  It takes its name, and the place of an older file, only once it is whole.
+
+  Raises:
+    DataError: it cannot be written: no such folder, no permission, no space left.
+  """
+  path = pathlib.Path(path)
+  partial = path.with_name(path.name + '.partial')
+  try:
+    writer = ArrayRecordWriter(str(partial), _OPTIONS)
+    for payload in payloads:
+      writer.write(payload)
+      if not writer.ok():  # it raises nothing before `close`, which says why
+        break
+    try:
+      writer.close()
+      about = facts(partial) | {'file': path.name}
+      partial.rename(path)
+    except (OSError, RuntimeError) as error:
+      raise DataError(f'{path} cannot be written ({error}); free space, or write to another folder') from error
+  except BaseException:  # also ctrl-C, and what `payloads` raises
+    partial.unlink(missing_ok=True)
+    raise
+  return about
+
+
+def read_file(path: str | os.PathLike) -> Iterator[bytes]:
+  """The payloads of one ArrayRecord file, in order. Raises DataError where it is missing or damaged."""
+  reader = _reader(path)
+  for i in range(reader.num_records()):
+    try:
+      payload = reader.read([i])[0]
+    except RuntimeError as error:
+      raise DataError(f'{path}: record {i} is damaged: {error}') from error
+    yield payload
+
+
+def facts(path: str | os.PathLike) -> dict:
+  """{'file': name, 'count': records, 'bytes': size, 'sha256': hexadecimal} of an ArrayRecord file.
+
+  Raises DataError where it is missing, none, or cut short.
+  """
+  path = pathlib.Path(path)
+  count = _reader(path).num_records()
+  return {'file': path.name, 'count': count, 'bytes': path.stat().st_size, 'sha256': sha256(path)}
+
+
 def open(folder: str | os.PathLike) -> 'Source':
   """The records of a folder, by number. Raises DataError if the folder is missing, incomplete or damaged."""
   return Source(folder)
@@ -107,7 +157,7 @@ def verify(folder: str | os.PathLike) -> None:
   """Compares every shard with its SHA-256. Raises DataError at the first that differs."""
   for shard in read_index(folder)['shards']:
     path = pathlib.Path(folder) / shard['file']
-    if _sha256(path) != shard['sha256']:
+    if sha256(path) != shard['sha256']:
       raise DataError(f'{path} does not match its checksum; copy it again or rebuild the data set')
 
 
@@ -163,28 +213,21 @@ def _array(name: str, value) -> np.ndarray:
 
 
 def _write_shards(folder: pathlib.Path, records: Iterable[Record], shard_records: int) -> dict:
-  shards, schema, writer, count = [], None, None, 0
+  shards, schema = [], None
 
-  def close():
-    writer.close()
-    path = folder / shards[-1]['file']
-    shards[-1] |= {'bytes': path.stat().st_size, 'sha256': _sha256(path)}
+  def payloads():
+    nonlocal schema
+    for number, record in enumerate(records):
+      schema = _merge_schema(schema, _schema(record), number)
+      yield encode(record)
 
-  for record in records:
-    schema = _merge_schema(schema, _schema(record), count)
-    data = encode(record)
-    if count % shard_records == 0:
-      if writer:
-        close()
-      shards.append({'file': f'data-{len(shards):05d}.array_record', 'count': 0})
-      writer = ArrayRecordWriter(str(folder / shards[-1]['file']), _OPTIONS)
-    writer.write(data)
-    shards[-1]['count'] += 1
-    count += 1
-  if not writer:
+  stream = payloads()
+  for first in stream:
+    group = itertools.chain([first], itertools.islice(stream, shard_records - 1))
+    shards.append(write_file(folder / f'data-{len(shards):05d}.array_record', group))
+  if not shards:
     raise DataError(f'no records to write to {folder.with_suffix("")}')
-  close()
-  return {'format': FORMAT, 'count': count, 'schema': schema, 'shards': shards}
+  return {'format': FORMAT, 'count': sum(shard['count'] for shard in shards), 'schema': schema, 'shards': shards}
 
 
 def _schema(record: Record) -> dict:
@@ -212,6 +255,17 @@ def _merge_schema(known: dict | None, new: dict, number: int) -> dict:
   return known
 
 
-def _sha256(path: pathlib.Path) -> str:
+def _reader(path: str | os.PathLike) -> ArrayRecordReader:
+  reader = ArrayRecordReader(str(path), 'readahead_buffer_size:0')
+  if not reader.ok():  # it raises nothing of its own, and a damaged file seems to have no records
+    try:
+      reader.close()
+    except RuntimeError as error:
+      raise DataError(f'{path} cannot be read as ArrayRecord: {error}') from error
+  return reader
+
+
+def sha256(path: pathlib.Path) -> str:
+  """Of a file, in hexadecimal."""
   with path.open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
