@@ -8,6 +8,7 @@ its dataclass and nowhere else.
 import dataclasses
 import importlib.util
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -42,9 +43,9 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Clips. ``procedural`` makes them; anything else is a folder of prepared shards."""
+  """Clips. ``source`` is a mixture, see ``parse_sources``; size and length are those of ``procedural`` clips."""
 
-  source: str = ''
+  source: str = ''  # 'procedural', a folder, or 'DIR@3,DIR2@1'
   cache: str = 'runs/data'  # rendered clips and their latents
   frames: int = 81
   height: int = 352
@@ -204,6 +205,31 @@ def check(config: Config) -> None:
       problems.append(f'train.{name}={getattr(train, name)} must be at least 1')
   if problems:
     raise ConfigError('; '.join(problems))
+
+
+def parse_sources(text: str) -> list[tuple[str, float]]:
+  """``(source, weight)`` of each part of ``'DIR@3,DIR2@1'``: the shares of samples; a part without one weighs 1.
+
+  A source is ``procedural`` or the folder of a prepared or encoded set.
+
+  Raises:
+    ConfigError: an empty part, or a weight that is no number above 0.
+  """
+  sources = []
+  for part in text.split(','):
+    source, at, weight = part.strip().rpartition('@')
+    source, weight = (source, weight) if at else (weight, '1')
+    try:
+      value = float(weight)
+    except ValueError:
+      value = math.nan
+    if not source or not 0 < value < math.inf:
+      raise ConfigError(
+        f"data.source={text!r}: {part.strip()!r} must be 'procedural' or a folder, with a weight above 0 if it is not "
+        "to be 1, as in 'DIR@3,DIR2@1'"
+      )
+    sources.append((source, value))
+  return sources
 
 
 def sizes(config: Config) -> Sizes:

@@ -36,8 +36,9 @@ def require_inputs(config) -> None:
   """Before any work: are the weights and the data there?
 
   Raises:
-    CheckpointError, DataError: naming what is missing and what needs neither.
+    CheckpointError, ConfigError, DataError: naming what is missing or malformed and what needs neither.
   """
+  from one4d_jax import config as configs
   from one4d_jax.errors import CheckpointError, DataError
   from one4d_jax.model import bundle
 
@@ -55,10 +56,26 @@ def require_inputs(config) -> None:
       raise CheckpointError(
         f'{error}; the stage before makes it: python -m one4d_jax.train --config configs/{before}.py:tiny'
       ) from error
-  if config.data.source != 'procedural':
+  if not config.data.source:
     raise DataError(
-      f'data.source={config.data.source!r}: only the procedural world is there to train on; '
-      f'set --config.data.source=procedural, or start with {tiny}'
+      'no data: set --config.data.source to procedural, or to folders made by python -m one4d_jax.prepare or '
+      f'python -m one4d_jax.encode, as DIR or DIR@3,DIR2@1; or start with {tiny}'
+    )
+  for source, _ in configs.parse_sources(config.data.source):
+    if source != 'procedural':
+      require_set(pathlib.Path(source))
+
+
+def require_set(folder: pathlib.Path) -> None:
+  """Raises DataError unless ``folder`` holds a prepared or an encoded set."""
+  from one4d_jax.errors import DataError
+
+  prepared, encoded = (folder / 'dataset_info.json').is_file(), any(folder.glob('*/dataset.json'))
+  if not prepared and not encoded:
+    why = 'is neither a prepared set nor an encoded one' if folder.is_dir() else 'is no folder'
+    raise DataError(
+      f'data.source: {folder} {why}; make a set with python -m one4d_jax.prepare or python -m one4d_jax.encode, or '
+      'set --config.data.source=procedural'
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from one4d_jax.errors import DataError
 
 _SHUFFLE, _TRANSFORM, _COMPONENTS, _BUCKETS = range(4)  # independent streams of the one seed
-_PERIOD = 10_000  # shares of a mixture are exact in this many draws or fewer, else rounded to it
+_PERIOD = 1000  # shares of a mixture are exact in this many draws or fewer, else rounded to thousandths
 _AHEAD = 2  # batches that are placed before they are asked for
 
 
@@ -166,17 +166,21 @@ class _Interleave(grain.transforms.DatasetSelectionMap):
     counts = [count // math.gcd(*counts) for count in counts]
     if sum(counts) > _PERIOD:
       counts = [max(1, round(_PERIOD * count / sum(counts))) for count in counts]
-    self._counts, self._seed = counts, seed
-    self._period = np.repeat(np.arange(len(counts)), counts)
+    self._counts, self._seed = tuple(counts), seed
 
   def __len__(self) -> int:
     return sys.maxsize
 
   def __getitem__(self, index: int) -> tuple[int, int]:
-    period, place = divmod(index, len(self._period))
-    order = np.random.default_rng([self._seed, period]).permutation(self._period)
+    period, place = divmod(index, sum(self._counts))
+    order = _order(self._counts, self._seed, period)
     which = int(order[place])
     return which, period * self._counts[which] + int(np.count_nonzero(order[:place] == which))
+
+
+@functools.lru_cache(64)
+def _order(counts: tuple[int, ...], seed: int, period: int) -> np.ndarray:
+  return np.random.default_rng([seed, period]).permutation(np.repeat(np.arange(len(counts)), counts))
 
 
 def _mix(parts: list[grain.MapDataset], weights: Sequence, seed: int) -> grain.MapDataset:

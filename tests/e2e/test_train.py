@@ -101,7 +101,10 @@ def test_killed_between_and_during_saves_training_continues(trained, tmp_path):
     (['--config', 'configs/one4d.py:tiny', '--config.train.stepz=1'], "unknown config key 'train.stepz'"),
     (['--config', 'configs/one4d.py:tiny', '--config.data.frames=18'], 'nearest are 17 and 21'),
     (['--config', 'configs/one4d.py:tiny', '--config.model.weights=nowhere'], "no weights at 'nowhere'.*base.py:tiny"),
-    (['--config', 'configs/vae.py:tiny', '--config.data.source=folder'], "data.source='folder'"),
+    (['--config', 'configs/vae.py:tiny', '--config.data.source=folder'], 'data.source: folder is no folder'),
+    (['--config', 'configs/vae.py:tiny', '--config.data.source=procedural@2,tests'], 'tests is neither a prepared set'),
+    (['--config', 'configs/vae.py:tiny', '--config.data.source=a@0,b'], "data.source='a@0,b': 'a@0' must be"),
+    (['--config', 'configs/vae.py:tiny', "--config.data.source=''"], 'no data: set --config.data.source'),
   ],
 )
 def test_a_mistake_is_one_line_before_any_work(arguments, message, capsys, tmp_path):
