@@ -110,7 +110,8 @@ def frames(record: Record, indices: Sequence[int]) -> UInt8[np.ndarray, 'n H W 3
   ends = np.cumsum(lengths, dtype=np.int64)
   out = np.empty((len(indices), height, width, 3), np.uint8)
   for image, i in zip(out, indices, strict=True):
-    with decoding(f'{name}: frame {i}'), Image.open(io.BytesIO(data[ends[i] - lengths[i] : ends[i]])) as stored:
+    file = io.BytesIO(data[ends[i] - lengths[i] : ends[i]])
+    with decoding(f'{name}: frame {i}'), Image.open(file) as stored:
       if stored.format != 'JPEG' or stored.mode != 'RGB' or stored.size != (width, height):
         raise DataError(f'{name}: frame {i} is {stored.format} {stored.mode} {stored.size}, not {width}x{height} JPEG')
       image[:] = np.asarray(stored)
@@ -149,7 +150,7 @@ def _depth(
 
 def _step(depth_range: np.ndarray) -> float:
   near, far = np.float64(depth_range)
-  return np.log(far / near) / _STEPS or 1.0  # any step will do for one depth
+  return (np.log(far / near) or 1) / _STEPS  # any will do for a single depth
 
 
 def _pack(array: np.ndarray) -> UInt8[np.ndarray, 'n']:
