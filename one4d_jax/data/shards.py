@@ -4,6 +4,7 @@ A record is a dict of arrays and strings. Shards have one record a group, so any
 written as `<name>.partial` and renamed when whole: one with the right name is complete, and a killed write starts anew.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -84,15 +85,12 @@ def write_file(path: str | os.PathLike, payloads: Iterable[bytes]) -> dict:
   try:
     writer = ArrayRecordWriter(str(partial), _OPTIONS)
     for payload in payloads:
-      writer.write(payload)
-      if not writer.ok():  # it raises nothing before `close`, which says why
-        break
-    try:
-      writer.close()
+      with _writing(path):
+        writer.write(payload)
+    with _writing(path):
+      writer.close()  # a full disk is often not told before
       about = facts(partial) | {'file': path.name}
       partial.rename(path)
-    except (OSError, RuntimeError) as error:
-      raise DataError(f'{path} cannot be written ({error}); free space, or write to another folder') from error
   except BaseException:  # also ctrl-C, and what `payloads` raises
     partial.unlink(missing_ok=True)
     raise
@@ -253,6 +251,15 @@ def _merge_schema(known: dict | None, new: dict, number: int) -> dict:
     pairs = zip(field['shape'], new[name]['shape'], strict=True)
     field['shape'] = [a if a == b else None for a, b in pairs]
   return known
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path):
+  """Whatever the writer raises -> DataError."""
+  try:
+    yield
+  except (OSError, RuntimeError) as error:
+    raise DataError(f'{path} cannot be written ({error}); free space, or write to another folder') from error
 
 
 def _reader(path: str | os.PathLike) -> ArrayRecordReader:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -149,3 +150,91 @@ def test_progress_is_shown_when_named(tmp_path, capsys):
   assert capsys.readouterr().err == ''
   shards.write(tmp_path / 'loud', [record(0)], total=1, desc='rendering')
   assert 'rendering: 100%' in capsys.readouterr().err
+
+
+def test_one_file(tmp_path):
+  path, payloads = tmp_path / 'a.array_record', [b'one', b'', bytes(range(256)) * 99]
+  about = shards.write_file(path, iter(payloads))
+  assert list(shards.read_file(path)) == payloads
+  data = path.read_bytes()
+  expected = {'file': 'a.array_record', 'count': 3, 'bytes': len(data), 'sha256': hashlib.sha256(data).hexdigest()}
+  assert about == shards.facts(path) == expected
+  shards.write_file(path, payloads[:1])  # takes the place of the old one
+  assert list(shards.read_file(path)) == payloads[:1]
+  assert shards.write_file(tmp_path / 'none', [])['count'] == 0
+  assert sorted(os.listdir(tmp_path)) == ['a.array_record', 'none']
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, RuntimeError, OSError])
+def test_a_failing_file_leaves_the_old_one(tmp_path, error):
+  path = tmp_path / 'a'
+  shards.write_file(path, [b'old'])
+
+  def payloads():
+    yield b'new'
+    raise error('of the payloads')
+
+  with pytest.raises(error, match='of the payloads'):
+    shards.write_file(path, payloads())
+  assert list(shards.read_file(path)) == [b'old']
+  assert os.listdir(tmp_path) == ['a']
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+  with pytest.raises(DataError, match=r'no/a cannot be written .*another folder'):
+    shards.write_file(tmp_path / 'no' / 'a', [b''])
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+  shards.write_file(tmp_path / 'a', [b'old'])
+  code = (
+    'import os, resource, signal, sys\n'
+    'from one4d_jax.data import shards; from one4d_jax.errors import DataError\n'
+    'signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))\n'
+    'try: shards.write_file(sys.argv[1], (os.urandom(2**16) for _ in range(100)))\n'
+    'except DataError as error: print(error)\n'
+  )
+  out = subprocess.run(
+    [sys.executable, '-c', code, str(tmp_path / 'a')], capture_output=True, text=True, check=True
+  ).stdout
+  assert 'a cannot be written' in out and 'File too large' in out
+  assert os.listdir(tmp_path) == ['a'] and list(shards.read_file(tmp_path / 'a')) == [b'old']
+
+
+def test_a_killed_file_is_written_again(tmp_path):
+  code = (
+    'import os, signal, sys; from one4d_jax.data import shards\n'
+    'def payloads():\n'
+    '  yield os.urandom(2**20)\n'
+    '  os.kill(os.getpid(), signal.SIGKILL)\n'
+    'shards.write_file(sys.argv[1], payloads())'
+  )
+  path = tmp_path / 'a'
+  assert subprocess.run([sys.executable, '-c', code, str(path)]).returncode == -signal.SIGKILL
+  assert not path.exists()
+  shards.write_file(path, [b'whole'])
+  assert list(shards.read_file(path)) == [b'whole'] and os.listdir(tmp_path) == ['a']
+
+
+def test_a_damaged_file_is_noticed(tmp_path):
+  path = tmp_path / 'a'
+  for missing in (shards.read_file, shards.facts):
+    with pytest.raises(DataError, match=r'a cannot be read as ArrayRecord: .*No such file'):
+      list(missing(path))
+  rng = np.random.default_rng(0)
+  payloads = [rng.bytes(50_000) for _ in range(8)]
+  shards.write_file(path, payloads)
+  whole = path.read_bytes()
+  path.write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(DataError, match='cannot be read as ArrayRecord'):
+    list(shards.read_file(path))
+  path.write_bytes(b'no such format')
+  with pytest.raises(DataError, match='cannot be read as ArrayRecord'):
+    shards.facts(path)
+  middle = len(whole) // 2
+  path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+  read = []
+  with pytest.raises(DataError, match=r'a: record \d is damaged'):
+    for payload in shards.read_file(path):
+      read.append(payload)
+  assert read and read == payloads[: len(read)]
