@@ -24,7 +24,7 @@ def component(name, count=10, weight=1.0, bucket=2, transform=draw, fingerprint=
 
 
 ONE = [component('a')]
-MIXTURE = [component('a', 10, 3), component('b', 7, 1), component('c', 5, 2, bucket=3)]
+MIXTURE = [component('a', 50, 3), component('b', 30, 1), component('c', 40, 2, bucket=3)]
 
 
 def stream(components, **options):
@@ -72,7 +72,7 @@ def test_draws_are_fresh_in_every_epoch():
 
 
 def test_the_shares_of_a_draw():
-  shares = np.bincount(column(take(30, ONE, batch_size=100), 'task')) / 3000
+  shares = np.bincount(column(take(30, [component('a', 1000)], batch_size=100), 'task')) / 3000
   np.testing.assert_allclose(shares, (0.35, 0.30, 0.35), atol=0.03)  # 3 standard deviations
 
 
@@ -92,7 +92,7 @@ def test_reads_shards(tmp_path):
 
 
 def test_samples_of_a_bucket_come_in_proportion_to_the_weights():
-  mixture = [component('a', weight=0.7), component('b', weight=0.2), component('c', weight=0.1)]
+  mixture = [component('a', 300, 0.7), component('b', 200, 0.2), component('c', 100, 0.1)]
   names = column(take(100, mixture, batch_size=10), 'from').reshape(100, 10)
   for name, count in (('a', 7), ('b', 2), ('c', 1)):
     assert ((names == name).sum(axis=1) == count).all()
@@ -109,14 +109,14 @@ def test_a_batch_is_of_one_bucket_and_buckets_come_in_proportion():
 
 
 def test_weights_that_have_no_short_period_are_rounded():
-  mixture = [component('a', weight=34_000), component('b', weight=17_123)]
+  mixture = [component('a', 2000, weight=34_000), component('b', 2000, weight=17_123)]
   share = (column(take(20, mixture, batch_size=100), 'from') == 'a').mean()
   assert share == pytest.approx(34_000 / 51_123, abs=5e-4)
 
 
 def test_every_record_of_every_component_once_an_epoch():
-  batches = take(60)
-  for name, count in (('a', 10), ('b', 7), ('c', 5)):
+  batches = take(60, batch_size=6)
+  for name, count in (('a', 50), ('b', 30), ('c', 40)):
     seen = column(batches, 'i')[column(batches, 'from') == name]
     epochs = seen[: len(seen) // count * count].reshape(-1, count)
     assert len(epochs) >= 2
@@ -156,7 +156,9 @@ def test_processes_share_one_stream():
 def test_no_process_is_left_with_one_data_set():
   """Two data sets in turns, two processes in turns: with a fixed order each would see one only."""
   for p in range(2):
-    names = column(take(200, [component('a'), component('b')], batch_size=1, process_index=p, process_count=2), 'from')
+    names = column(
+      take(200, [component('a', 99), component('b', 99)], batch_size=1, process_index=p, process_count=2), 'from'
+    )
     assert 0.35 < (names == 'a').mean() < 0.65
 
 
@@ -213,10 +215,10 @@ def test_the_seed_and_the_readers_are_no_part_of_the_data_sets_identity():
 @pytest.mark.parametrize(
   ('now', 'message'),
   [
-    ([component('a', 10, 3), component('b', 7, 1, fingerprint='v2'), MIXTURE[2]], 'b has another content .v1 .*v2 now'),
-    ([component('a', 11, 3), *MIXTURE[1:]], 'a has another number of records .10 before, 11 now'),
-    ([component('a', 10, 4), *MIXTURE[1:]], 'a has another weight .3.0 before, 4.0 now'),
-    ([*MIXTURE[:2], component('c', 5, 2, bucket=2)], 'c has another bucket .3 before, 2 now'),
+    ([MIXTURE[0], component('b', 30, 1, fingerprint='v2'), MIXTURE[2]], 'b has another content .v1 .*v2 now'),
+    ([component('a', 51, 3), *MIXTURE[1:]], 'a has another number of records .50 before, 51 now'),
+    ([component('a', 50, 4), *MIXTURE[1:]], 'a has another weight .3.0 before, 4.0 now'),
+    ([*MIXTURE[:2], component('c', 40, 2, bucket=2)], 'c has another bucket .3 before, 2 now'),
     (MIXTURE[:2], r"was a mixture of \['a', 'b', 'c'\], now of \['a', 'b'\]"),
     ([MIXTURE[1], MIXTURE[0], MIXTURE[2]], r"now of \['b', 'a', 'c'\] \(the order counts\)"),
   ],
@@ -304,4 +306,6 @@ def test_closing_ends_the_threads():
   next(batches)
   started = set(threading.enumerate()) - before
   batches.close()
+  for thread in started:
+    thread.join(timeout=10)
   assert started and not any(thread.is_alive() for thread in started)

@@ -19,7 +19,7 @@ def draw(record, rng):
 
 def mixture():
   """Three data sets in two buckets."""
-  sets = (('a', 11, 3, 2), ('b', 7, 1, 2), ('c', 5, 2, 3))
+  sets = (('a', 50, 3, 2), ('b', 30, 1, 2), ('c', 40, 2, 3))
   make = lambda name, count, side: [{'id': f'{name}{i}', 'z': np.full(side, i)} for i in range(count)]
   return [pipeline.Component(make(name, n, side), draw, weight, side, name) for name, n, weight, side in sets]
 

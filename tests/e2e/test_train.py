@@ -61,6 +61,12 @@ def test_other_weights_than_the_checkpoint_was_trained_on_are_refused(trained):
 
 
 @pytest.mark.slow
+def test_other_data_than_the_checkpoint_was_trained_on_is_refused(trained):
+  error = run(train('vae', trained, 'train.steps=3', 'data.clips=3'), status=2).stderr
+  assert 'procedural has another number of records (4 before, 3 now)' in error and 'another --workdir' in error
+
+
+@pytest.mark.slow
 def test_killed_between_and_during_saves_training_continues(trained, tmp_path):
   """SIGKILL while a checkpoint is being written, then between two; the same command ends the run."""
   arguments = train('vae', tmp_path, f'data.cache={trained / "data"}', 'train.steps=60', 'train.save_every=3')
