@@ -88,3 +88,14 @@ def test_how_cameras_are_fitted():
   for change, words in [('loss=l0', "loss='l0'"), ('los=l1', "unknown config key 'los'"), ('method=adam', "loss='l1'")]:
     with pytest.raises(ConfigError, match=words):
       configs.read('', [change], FitOptions)
+
+
+def test_sources_of_data():
+  assert configs.parse_sources('procedural') == [('procedural', 1.0)]
+  assert configs.parse_sources('a/b@3, c@0.5,d') == [('a/b', 3.0), ('c', 0.5), ('d', 1.0)]
+
+
+@pytest.mark.parametrize('text', ['', 'a,', 'a@', '@2', 'a@x', 'a@0', 'a@-1', 'a@nan', 'a@inf'])
+def test_malformed_sources_of_data(text):
+  with pytest.raises(ConfigError, match=r'data.source=.*DIR@3,DIR2@1'):
+    configs.parse_sources(text)

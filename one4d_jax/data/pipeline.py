@@ -194,9 +194,9 @@ def _samples(component: Component, number: int, seed: int) -> grain.MapDataset:
     try:
       return component.transform(component.source[int(i)], rng)
     except Exception as error:
+      cause = error if isinstance(error, DataError) else repr(error)
       raise DataError(
-        f'data set {_name(component, number)}, record {i} cannot be used: {type(error).__name__}: {error}; '
-        'verify the data set, or build it again'
+        f'data set {_name(component, number)}, record {i} cannot be used: {cause}; verify the set, or build it again'
       ) from error
 
   order = grain.MapDataset.range(len(component.source)).shuffle(seed=_seed(seed, _SHUFFLE, number)).repeat()

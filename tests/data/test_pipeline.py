@@ -273,7 +273,7 @@ def test_a_bad_record_is_named_and_never_skipped(threads):
   for _ in range(at):
     next(batches)
   for _ in range(2):
-    with pytest.raises(DataError, match=r'data set b, record 4 cannot be used: .*frame 3 is no JPEG'):
+    with pytest.raises(DataError, match=r'data set b, record 4 cannot be used: frame 3 is no JPEG'):
       next(batches)
   assert batches.get_state()['batch'] == at
 
@@ -283,7 +283,7 @@ def test_an_error_of_the_source_or_of_placing_reaches_the_caller():
     def __getitem__(self, i):
       raise OSError('disk is gone')
 
-  with pytest.raises(DataError, match=r'number 0, record .*OSError: disk is gone'):
+  with pytest.raises(DataError, match=r'number 0, record .*OSError.*disk is gone'):
     take(1, [Component(Gone(records(3)), draw)])
 
   def place(batch):
