@@ -209,7 +209,9 @@ def test_nothing_to_read(one, tmp_path):
     pointodyssey.find(tmp_path / 'nowhere')
 
 
-def test_recordings_travel(stored):
+def test_recordings_travel_and_clips_are_cut(stored, tmp_path):
   listed = pickle.loads(pickle.dumps(pointodyssey.find(stored[0])))
   assert pickle.loads(pickle.dumps(listed[0].open())).frame(1).rgb.shape == (54, 96, 3)
-  assert list(pointodyssey.clips(stored[0])) == []  # 6 frames are too few for a clip
+  written.write(tmp_path, frames=33, size=(18, 32))
+  (clip,) = pointodyssey.clips(tmp_path)
+  assert clip.meta['id'] == 'pointodyssey/train/cnb_dlab_0215_3rd/000000-000032-1'
