@@ -8,8 +8,8 @@
 A version is whole or not there: it is made under a hidden name and renamed. Its shards are second names (hard links)
 of files that workers wrote, so nothing is copied and those workers' folder may go or stay.
 
-Reading here needs no TFDS, which takes longer to import than a worker to start. The caption in ``clips.jsonl`` counts;
-the one in the record is what the source said.
+Reading here does without TFDS too: parsing is as fast, and importing it takes as long as all that a worker loads else.
+The caption in ``clips.jsonl`` counts; the one in the record is what the source said.
 """
 
 import dataclasses

@@ -97,10 +97,10 @@ def write_file(path: str | os.PathLike, payloads: Iterable[bytes]) -> dict:
   return about
 
 
-def read_file(path: str | os.PathLike) -> Iterator[bytes]:
-  """The payloads of one ArrayRecord file, in order. Raises DataError where it is missing or damaged."""
+def read_file(path: str | os.PathLike, indices: Iterable[int] | None = None) -> Iterator[bytes]:
+  """The payloads of one ArrayRecord file, all in order or some. Raises DataError where it is missing or damaged."""
   reader = _reader(path)
-  for i in range(reader.num_records()):
+  for i in range(reader.num_records()) if indices is None else indices:
     try:
       payload = reader.read([i])[0]
     except RuntimeError as error:

@@ -156,6 +156,7 @@ def test_one_file(tmp_path):
   path, payloads = tmp_path / 'a.array_record', [b'one', b'', bytes(range(256)) * 99]
   about = shards.write_file(path, iter(payloads))
   assert list(shards.read_file(path)) == payloads
+  assert list(shards.read_file(path, [2, 0])) == [payloads[2], payloads[0]]
   data = path.read_bytes()
   expected = {'file': 'a.array_record', 'count': 3, 'bytes': len(data), 'sha256': hashlib.sha256(data).hexdigest()}
   assert about == shards.facts(path) == expected
