@@ -5,7 +5,9 @@ the container has none, or promises frames that turn out not to decode, every fr
 """
 
 import contextlib
+import itertools
 import pathlib
+import threading
 from collections.abc import Iterator, Sequence
 
 import av
@@ -15,6 +17,7 @@ from PIL import Image
 
 from one4d_jax.data import images
 from one4d_jax.data.frames import MissingFrames, Shrink, Source
+from one4d_jax.data.kept import kept
 from one4d_jax.errors import DataError
 
 _NOT_VIDEO = ('tty', 'hls', 'dash', 'concat', 'sdp', 'ffmetadata')  # text that FFmpeg would draw or follow
@@ -90,7 +93,7 @@ class Video(Source):
     return found
 
   @contextlib.contextmanager
-  def _stream(self):
+  def _stream(self, threads: str = 'AUTO'):
     with images.reading(self.path), self.path.open('rb') as file:
       try:
         container = av.open(file)
@@ -105,11 +108,61 @@ class Video(Source):
           raise DataError(f'{self.path} has no video in it; give an image, a video or a folder of images')
         if streams[0].codec_context is None:
           raise DataError(f'{self.path} uses a codec that this FFmpeg cannot decode; convert it to H.264')
-        streams[0].thread_type = 'AUTO'
+        streams[0].thread_type = threads
         yield container, streams[0]
 
   def _nothing(self) -> DataError:
     return DataError(f'{self.path} has no frame that can be decoded: it is empty or damaged')
+
+
+class Cursor:
+  """A video whose decoder stays open between frames: cheap for increasing ones, exact in any order.
+
+  It decodes on one thread, as the workers that read data have a core each.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self.video = Video(path)
+    self._lock = threading.Lock()
+    self._stack = contextlib.ExitStack()  # closes the file with the cursor
+    self._open()
+
+  def frame(self, i: int) -> Image.Image:
+    """Frame ``i`` in the order shown, upright and RGB. Raises DataError where it is not there or does not decode."""
+    keys = self.video._keys
+    if not 0 <= i < len(keys):
+      raise DataError(f'{self.video.path} has {len(keys)} frames; there is no frame {i}, counted from 0')
+    with self._lock:
+      if not self._at < i <= self._at + _SEEK_AFTER:
+        self._jump(keys[i])
+      image = self._take(i)
+      if image is None:  # the jump ended behind it
+        self._open()
+        image = self._take(i)
+    if image is None:
+      raise DataError(f'{self.video.path}: frame {i} does not decode; the file is damaged')
+    return image
+
+  def _open(self) -> None:
+    self._stack.close()
+    self._container, self._file_stream = self._stack.enter_context(self.video._stream(threads='NONE'))
+    self._decoded, self._at = _decoded(self._container, self._file_stream), -1
+
+  def _jump(self, key: int) -> None:
+    """To a key frame shown before ``key``. What follows it in the file but is shown before it may lean on others."""
+    with contextlib.suppress(av.error.FFmpegError):
+      self._container.seek(key, stream=self._file_stream)
+    followed = _decoded(self._container, self._file_stream)
+    self._decoded = itertools.dropwhile(lambda shown: shown[1].pts is None or not shown[1].key_frame, followed)
+
+  def _take(self, i: int) -> Image.Image | None:
+    wanted = self.video._keys[i]
+    key, frame = next((shown for shown in self._decoded if shown[0] >= wanted), (None, None))
+    self._at = i if key == wanted else len(self.video._keys)  # lost: the next call jumps
+    return upright(frame) if key == wanted else None
+
+
+cursor = kept(Cursor)
 
 
 def _packets(container, stream) -> Iterator[av.Packet]:
