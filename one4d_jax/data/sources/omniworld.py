@@ -79,7 +79,7 @@ def _open(folder: pathlib.Path, camera: pathlib.Path) -> Recording:
     scene=folder.name,
     name=f'{folder.name}/{camera.stem}',
     fps=_fps(folder / 'fps.txt'),
-    size=files.colour(folder / f'color/{frames[0]:06d}.png').shape[:2],
+    size=files.image_size(folder / f'color/{frame:06d}.png' for frame in frames),
     K=K,
     world_from_cam=np.where(listed, world_from_cam[rows], np.nan),
     pixels=functools.partial(_pixels, folder, int(frames[0])),

@@ -43,10 +43,8 @@ def find(root: str | pathlib.Path) -> list[Listed]:
       name = f'{environment}/{difficulty}/{folder.name}'
       listed.append(Listed(_scene(environment), name, functools.partial(_open, folder, name, version)))
   if not listed:
-    layouts = ' or '.join(
-      str(version.poses(pathlib.Path(f'ENV/{name}/P000'))) for name, version in _DIFFICULTIES.items()
-    )
-    raise DataError(f'{root} holds no TartanAir trajectory; expected {layouts}')
+    layouts = [str(version.poses(pathlib.Path('ENV', name, 'P000'))) for name, version in _DIFFICULTIES.items()]
+    raise DataError(f'{root} holds no TartanAir trajectory; expected {" or ".join(layouts)}')
   return sorted(listed, key=lambda found: found.name)
 
 
@@ -62,7 +60,7 @@ def _scene(environment: str) -> str:
 
 def _open(folder: pathlib.Path, name: str, version: '_Version') -> Recording:
   poses = annotations.rows(version.poses(folder), 7)
-  height, width = files.colour(version.image(folder, 0)).shape[:2]
+  height, width = files.image_size(version.image(folder, i) for i in range(len(poses)))
   focal = width / 2
   return Recording(
     source='tartanair',

@@ -132,6 +132,14 @@ def test_missing_annotations_spoil_one_frame(written):
     only(root).frame(0)
 
 
+def test_focal_lengths_may_change_and_belong_to_their_frames(written):
+  root, folder, _ = written
+  focals = [100.0 + i for i in range(FRAMES)]
+  change(folder / 'camera/split_0.json', focals=focals)
+  K = only(root).K
+  assert K[:, 0, 0].tolist() == K[:, 1, 1].tolist() == focals
+
+
 def test_a_frame_that_the_split_leaves_out_keeps_its_place(written):
   root, folder, truth = written
   frames = json.loads((folder / 'split_info.json').read_text())['split'][0]
@@ -190,6 +198,16 @@ def test_a_damaged_frame_is_named(written, damage, message):
   with pytest.raises(DataError, match=message):
     recording.frame(2)
   recording.frame(1)
+
+
+def test_a_recording_opens_without_its_first_image(written):
+  root, folder, _ = written
+  (folder / f'color/{form.GAP:06d}.png').unlink()
+  recording = only(root)
+  assert recording.size == (72, 128)
+  recording.frame(1)
+  with pytest.raises(DataError, match=r'000003.png does not exist'):
+    recording.frame(0)
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,20 @@ def test_a_damaged_frame_is_named(written, file, damage, message):
   recording.frame(2)
 
 
+def test_a_recording_opens_without_its_first_image(written):
+  root, folder, _ = written
+  next(folder.glob('image_*/000000_*')).write_bytes(b'')
+  recording = only(root)
+  assert recording.size == (60, 80)
+  recording.frame(1)
+  with pytest.raises(DataError, match=r'000000_.* is not an image'):
+    recording.frame(0)
+  for path in folder.glob('image_*/*'):
+    path.unlink()
+  with pytest.raises(DataError, match='the images before it cannot be read'):
+    only(root)
+
+
 def test_depth_of_another_kind(tmp_path):
   path = tmp_path / 'depth'
   for value in (np.zeros((4, 4), np.uint16), np.zeros((4, 4, 1)), np.array([{}], object)):
