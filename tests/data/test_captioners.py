@@ -253,6 +253,13 @@ def test_local_model(tiny_llava, monkeypatch):
   assert red[0].mean() > 1 and red[1].mean() < -1
   assert local(FRAMES, 4.0) == text
 
+  def generate_alone(**inputs):
+    assert local._turn.locked()
+    return generate_end(**inputs)
+
+  monkeypatch.setattr(local._model.model, 'generate', generate_alone)
+  assert local(FRAMES, 4.0) == text
+
 
 def test_a_local_model_that_is_none(tmp_path):
   pytest.importorskip('transformers')

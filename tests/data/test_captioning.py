@@ -170,6 +170,12 @@ def test_stops_at_once_where_asking_on_is_pointless(tmp_path, error):
   assert all(store.get(f'set/{i}') for i in range(5)) and store.get('set/5') is None
 
 
+def test_some_clips_without_an_answer_are_no_outage(tmp_path):
+  down = {f'_{i}': [Unavailable('busy')] for i in range(0, 16, 2)}
+  report = write_captions(clips(*range(16)), Scripted(**down), Captions(tmp_path / 'c'), workers=1)
+  assert report.written == len(report.failed) == 8
+
+
 def test_stops_in_an_outage(tmp_path):
   down = {f'_{i}': [Unavailable('no connection')] for i in range(10, 100)}
   captioner, store = Scripted(_3=[Unavailable('busy')], **down), Captions(tmp_path / 'c.jsonl')
@@ -209,6 +215,13 @@ def test_a_damaged_line(tmp_path, line):
   path.write_bytes((LINE + '\n' + line + '\n' + LINE + '\n').encode('latin-1'))
   with pytest.raises(DataError, match=r'c\.jsonl, line 2: not a caption'):
     Captions(path)
+
+
+def test_every_line_is_synced_before_the_next_step(tmp_path, monkeypatch):
+  synced, path = [], tmp_path / 'c.jsonl'
+  monkeypatch.setattr(os, 'fsync', lambda _: synced.append(path.read_text().count('\n')))
+  write_captions(clips(0, 1, 2), Scripted(), Captions(path), workers=1)
+  assert synced == [1, 2, 3]
 
 
 def test_one_writer_at_a_time(tmp_path):
@@ -294,6 +307,9 @@ def test_an_error_ends_the_waits_of_the_other_threads(tmp_path, monkeypatch):
   monkeypatch.setattr(captioning, 'FIRST_WAIT', 30.0)
   before, start = threading.active_count(), time.monotonic()
   captioner = Scripted(_0=[Unavailable('busy')], _9=[UserError('no such key')])
+  fetched = []
+  fetch = lambda i: fetched.append(i) or np.full_like(VIDEO, i)
   with pytest.raises(UserError, match='no such key'):
-    write_captions(clips(*range(50)), captioner, Captions(tmp_path / 'c'))
+    write_captions([(str(i), lambda i=i: fetch(i)) for i in range(500)], captioner, Captions(tmp_path / 'c'))
+  assert len(fetched) < 100  # and no more clips are read
   assert threading.active_count() == before and time.monotonic() - start < 5
