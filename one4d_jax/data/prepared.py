@@ -12,6 +12,7 @@ Reading here does without TFDS too: parsing is as fast, and importing it takes a
 The caption in ``clips.jsonl`` counts; the one in the record is what the source said.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -209,7 +210,8 @@ class Source:
 
 def _link(folder: pathlib.Path, name: str, split: str, paths: Sequence[str | os.PathLike]) -> list[dict]:
   """Puts the files with records into the folder under the names TFDS wants; their facts."""
-  known = [(pathlib.Path(path), files.facts(path)) for path in paths]
+  with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing a terabyte takes its time
+    known = [(pathlib.Path(path), facts) for path, facts in zip(paths, pool.map(files.facts, paths), strict=True)]
   known = [(path, facts) for path, facts in known if facts['count']]
   for number, (path, facts) in enumerate(known):
     facts['file'] = f'{name}-{split}.array_record-{number:05d}-of-{len(known):05d}'

@@ -132,6 +132,12 @@ def test_depth_takes_less_than_the_numbers_compressed():
   assert len(RECORD['depth']) < 0.6 * len(zstandard.compress(codec.decode(RECORD).depth.tobytes()))
 
 
+def test_the_same_clip_gives_the_same_record():
+  again = codec.encode(CLIP, quality=92)
+  for name, value in RECORD.items():
+    np.testing.assert_array_equal(value, again[name])
+
+
 def test_texts_may_come_as_bytes():
   assert codec.decode(RECORD | {k: RECORD[k].encode() for k in ('id', 'caption', 'meta')}).meta == CLIP.meta
 
@@ -177,6 +183,15 @@ def test_damage_is_named(change, message):
     codec.decode(RECORD | change)
   assert CLIP.meta['id'] in str(caught.value)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name', ['depth', 'dynamic'])
+def test_no_flipped_bit_passes(name):
+  for at in range(4, len(RECORD[name]), 41):
+    array = RECORD[name].copy()
+    array[at] ^= 1
+    with pytest.raises(DataError, match=name):
+      codec.decode(RECORD | {name: array})
 
 
 def test_a_frame_of_another_size_is_no_frame_of_the_clip():
