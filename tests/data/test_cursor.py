@@ -87,14 +87,28 @@ def test_frames_that_do_not_decode_spoil_no_others(tmp_path):
   assert lost and set(lost) <= set(range(keys[2] - 3, keys[3] + 3))
 
 
-def _reads(path, order):
-  return [shown(video.cursor(path).frame(i)) for i in order]
+def test_a_film_without_time_stamps(tmp_path, monkeypatch):
+  monkeypatch.setattr(video, '_SEEK_AFTER', 4)
+  options = {'qp': '12', 'b_strategy': '0', 'sc_threshold': '0'}
+  path = films.write(tmp_path / 'film.h264', pictures(), **options)
+  order = [*np.random.default_rng(1).permutation(COUNT), 0, COUNT - 1, 0]
+  assert [shown(video.cursor(path).frame(i)) for i in order] == order
+
+
+def _place(path):
+  return id(video.cursor(path))
 
 
 def test_each_process_has_its_own_place(tmp_path):
   path = film(tmp_path / 'film.mp4')
-  assert shown(video.cursor(path).frame(3)) == 3
+  own = video.cursor(path)
+  assert video.cursor(path) is own
   with multiprocessing.get_context('fork').Pool(1) as pool:
-    result = pool.apply_async(_reads, (path, [4, 30, 5]))
-    assert _reads(path, range(4, 30)) == list(range(4, 30))
-    assert result.get(20) == [4, 30, 5]
+    assert pool.apply(_place, (path,)) != id(own)
+
+
+def test_a_film_that_was_written_anew(tmp_path):
+  path = film(tmp_path / 'film.mp4')
+  assert shown(video.cursor(path).frame(7)) == 7
+  films.write(path, pictures()[::-1])
+  assert shown(video.cursor(path).frame(7)) == COUNT - 8

@@ -70,8 +70,9 @@ def read(path: pathlib.Path) -> dict:
   shared = {key: stated[key] for key in ('K', *_PINHOLE) if key in stated}
   frames = []
   for i, frame in enumerate(stated['frames']):
-    if not isinstance(frame.get('name'), str):
-      raise DataError(f'{path}: frame {i} lacks "name": its image without the suffix')
+    name = frame.get('name')
+    if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+      raise DataError(f'{path}: frame {i} needs a "name": that of its image, without folder and suffix')
     place = f'{path}: frame {frame["name"]}'
     if 'pose' not in frame:
       raise DataError(f'{place} lacks "pose": 4x4, or null where it is unknown')

@@ -102,8 +102,8 @@ def images(folder: pathlib.Path, name: str) -> Recording:
   stems = [frame['name'] for frame in stated['frames']]
   if unnamed := sorted(shown.keys() - set(stems), key=natural_key):
     raise DataError(
-      f'{place} does not name {shown[unnamed[0]].name} of {pictures.name}/ ({len(unnamed)} such frames); list every '
-      'image, with "pose": null where it is unknown'
+      f'{place} does not name {unnamed[0]} of {pictures.name}/ ({len(unnamed)} such frames); list every image, without '
+      'its suffix, with "pose": null where it is unknown'
     )
   K, poses = cameras.canonical(stated)
   return Recording(
@@ -130,7 +130,12 @@ def images(folder: pathlib.Path, name: str) -> Recording:
 
 def _stems(folder: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:
   with reading(folder):
-    return {p.stem: p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.name[0] != '.'}
+    paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in suffixes and p.name[0] != '.']
+  stems = {p.stem: p for p in paths}
+  for path in paths:
+    if stems[path.stem] != path:
+      raise DataError(f'{folder} holds {path.name} and {stems[path.stem].name}: which is meant? Keep one')
+  return stems
 
 
 def _image_pixels(rgb, depth, stated: dict, K: Float64[np.ndarray, 'N 3 3'], i: int) -> Pixels:

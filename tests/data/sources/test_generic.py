@@ -263,14 +263,20 @@ def test_files_of_a_folder_that_are_missing_or_damaged(tmp_path, truth):
 def test_images_that_the_list_leaves_out(tmp_path, truth):
   form.write_images(tmp_path / 'a', truth, WORLD)
   Image.fromarray(truth.rgb[0]).save(tmp_path / 'a' / 'rgb' / '10.png')
-  failing(tmp_path, 'does not name 10.png of rgb/')
+  failing(tmp_path, 'does not name 10 of rgb/')
 
 
-def test_names_in_the_list_lead_nowhere_else(tmp_path, truth):
+@pytest.mark.parametrize('name', ['../outside', '/outside', '', '..', 3])
+def test_names_in_the_list_lead_nowhere_else(tmp_path, truth, name):
   form.write_images(tmp_path / 'a', truth, WORLD)
-  (tmp_path / 'a' / 'rgb' / '1.png').rename(tmp_path / 'a' / 'outside.png')
-  edit_frame(tmp_path, 0, name='../outside')
-  failing(tmp_path, 'outside')
+  edit_frame(tmp_path, 0, name=name)
+  failing(tmp_path, 'frame 0 needs a "name"|does not name 1')
+
+
+def test_two_files_for_one_frame(tmp_path, truth):
+  form.write_images(tmp_path / 'a', truth, WORLD)
+  np.save(tmp_path / 'a' / 'depth' / '2.npy', truth.depth[1])
+  failing(tmp_path, '2.npy and 2.png')
 
 
 @pytest.mark.parametrize('content, words', [('{"fps": ', 'no JSON'), ('[1]', 'expected an object'), ('', 'no JSON')])

@@ -100,7 +100,8 @@ def test_depth_out_of_reach_is_not_valid(written):
 
 def test_masks_of_another_size(written):
   root, paths, truth = written
-  large = np.repeat(np.repeat(truth.dynamic, 2, axis=1), 3, axis=2)
+  large = np.repeat(np.repeat(~truth.dynamic, 2, axis=1), 3, axis=2)
+  large[:, 1::2, 1::3] = truth.dynamic  # the pixels nearest to the centres of the depth's
   (paths['annotations'] / 'dyn_masks.npz').unlink()
   assert not only(root).read(range(FRAMES)).dynamic.any()
   masks = {'shape': np.array(large.shape[1:])}
