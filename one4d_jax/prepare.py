@@ -1,0 +1,95 @@
+"""Curate a downloaded data set: clips with cameras and depth, filtered, in sharded files; or look into such a set.
+
+python -m one4d_jax.prepare --source tartanair --root DOWNLOADS/tartanair --out DATA
+python -m one4d_jax.prepare --source tartanair --root DOWNLOADS/tartanair --out DATA --config.limits.consistency=0.6
+python -m one4d_jax.prepare --verify DATA/tartanair/1.0.0
+python -m one4d_jax.prepare --inspect DATA/tartanair/1.0.0 --record 3 --scene out/
+
+The same command again goes on where the last one stopped. With other limits it sorts what is there into a new version;
+the downloads are not read again.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+
+from one4d_jax import cli
+from one4d_jax.data import sources
+from one4d_jax.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+  """The command line."""
+  p = argparse.ArgumentParser(
+    prog='python -m one4d_jax.prepare', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  p.add_argument('--source', choices=sources.NAMES, help='which data set; docs/data.md says what each one needs')
+  p.add_argument('--root', metavar='DIR', help='where its downloads were unpacked')
+  p.add_argument('--out', metavar='DIR', help='the set is written to DIR/SOURCE/VERSION')
+  p.add_argument('--workers', type=int, default=os.cpu_count(), metavar='N', help='processes (default: %(default)s)')
+  p.add_argument('--limit', type=int, metavar='N', help='only the first N recordings, for a first look')
+  p.add_argument('--strict', action='store_true', help='stop at what cannot be read, instead of naming it at the end')
+  p.add_argument('--captions', metavar='MODEL',
+                 help='describe the clips that have no text: gemini[:MODEL] or transformers:FOLDER')  # fmt: skip
+  p.add_argument('--beam', metavar='OPTIONS', help='run on Apache Beam, such as "--runner=FlinkRunner ..."')
+  p.add_argument('--verify', metavar='DIR', help='recompute the checksums of a set')
+  p.add_argument('--inspect', metavar='DIR', help='say what a set or one file of it holds')
+  p.add_argument('--split', default='train', help='for --record (default: %(default)s)')
+  p.add_argument('--record', type=int, metavar='I', help='with --inspect: write record I as a scene for the viewer')
+  p.add_argument('--scene', metavar='DIR', default='out', help='where to (default: %(default)s)')
+  cli.add_config(p, about='clips, sizes, limits of the filters')
+  return p
+
+
+def main(args: argparse.Namespace) -> None:
+  chosen = [name for name in ('source', 'verify', 'inspect') if getattr(args, name)]
+  if len(chosen) != 1:
+    raise UserError(f'give one of --source ({", ".join(sources.NAMES)}), --verify or --inspect; see --help')
+  {'source': _prepare, 'verify': _verify, 'inspect': _inspect}[chosen[0]](args)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+  from one4d_jax import config as configs
+  from one4d_jax.data import captioners, curate, preparation, report
+
+  missing = [f'--{name}' for name in ('root', 'out') if not getattr(args, name)]
+  if missing:
+    raise UserError(f'--source needs {" and ".join(missing)}; see --help')
+  if args.workers < 1 or (args.limit is not None and args.limit < 1):
+    raise UserError(f'--workers and --limit must be at least 1; got {args.workers} and {args.limit}')
+  curation = configs.read(args.config or '', args.overrides, curate.Curation)
+  curation.check()
+  captioner = captioners.make(args.captions) if args.captions else None
+  out = pathlib.Path(args.out).absolute()
+  job = preparation.Job(args.source, os.path.abspath(args.root), out, curation, args.strict)
+
+  preparation.plan(job, limit=args.limit)
+  preparation.work_off(job, workers=args.workers, beam=args.beam)
+  made = preparation.finish(job)
+  if captioner is not None:
+    made = preparation.caption(job, made, captioner)
+  page = report.write(made)
+  for line in report.summary(made):
+    print(line)
+  print(made, page, sep='\n')
+
+
+def _verify(args: argparse.Namespace) -> None:
+  from one4d_jax.data import prepared
+
+  prepared.verify(args.verify)
+  print(f'{args.verify}: every file matches its checksum')
+
+
+def _inspect(args: argparse.Namespace) -> None:
+  from one4d_jax.data import inspect
+
+  print(inspect.describe(args.inspect))
+  if args.record is not None:
+    for path in inspect.write_scene(args.inspect, args.record, args.scene, split=args.split):
+      print(path)
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main, parser()))
