@@ -1,22 +1,38 @@
-"""Latents of a data set under a frozen VAE, made once: what the flow stages train on.
+"""What the flow stages train on: clips as latents and features of frozen networks, made once, or made in the step.
 
-Per clip: both modalities, the conditions that need an encoding of their own (first frame, a few drawn sparse sets; a
-full video's condition is its RGB latent), which latent cells are supervised, the prompt's tokens and the first frame
-for the image encoder. Means, never samples, so that condition and target of a full video agree.
+``Encoder`` turns clips into records, spread over the devices of this process. A record holds both modalities, the
+conditions that need an encoding of their own (first frame, a few drawn sparse sets; a full video's condition is its RGB
+latent), which latent cells are supervised, and text and first frame: as features, or as tokens and pixels where their
+encoders are trained. Latents are means, never samples, so that condition and target of a full video agree.
+
+``draw`` makes a training sample of such a record, or of a clip as pixels, in NumPy. ``complete`` is the other half,
+in the jitted step: whatever a sample does not bring along is computed there.
 """
 
+import functools
 import pathlib
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from one4d_jax.data import shards
+from one4d_jax.data import codec, shards
 from one4d_jax.data.clip import signed
-from one4d_jax.model import umc
-from one4d_jax.model.bundle import Bundle
+from one4d_jax.errors import DataError
+from one4d_jax.model import umc, weights
+from one4d_jax.model.bundle import Bundle, Sizes
+from one4d_jax.parallel import rules
+from one4d_jax.wan.tokenizer import EOS, Tokenizer
 
-_BATCH = 4  # clips encoded at a time
+PARTS = ('vae', 'text', 'image')  # the networks whose outputs are stored
+PIXELS = 2**24  # encoded at a time on one device, at least one clip
+STORED = ('size', 'jpeg', 'jpeg_lengths')  # of ``data/codec.py``: frames as they are in a prepared set
+_AXIS = 'fsdp'  # batches and weights are split over the same devices
+_LIMIT = float(np.finfo(np.float16).max)
 
 
 def build(folder: pathlib.Path, clips, bundle: Bundle, *, name: str, sparse_masks: int):
@@ -24,32 +40,125 @@ def build(folder: pathlib.Path, clips, bundle: Bundle, *, name: str, sparse_mask
   path = pathlib.Path(folder) / f'{name}-latents-{bundle.hashes["vae"]}-{bundle.config.dit.text_len}'
   if not path.exists():
     meta = {'vae': bundle.hashes['vae'], 'value': 'posterior mean, normalised per channel'}
-    records = _records(clips, bundle, sparse_masks)
+    encoder = Encoder(bundle, sparse_masks=sparse_masks, features=False)
+    size = encoder.batch(clips[0]['rgb'].shape[:3])
+    groups = (range(i, min(i + size, len(clips))) for i in range(0, len(clips), size))
+    records = (record for group in groups for record in encoder([clips[i] for i in group], group))
     shards.write(path, records, meta=meta, total=len(clips), desc=f'encode {name}')
   return shards.open(path)
 
 
-def _records(clips, bundle: Bundle, sparse_masks: int):
-  encode = jax.jit(lambda video: bundle.vae.encode(bundle.params['vae'], video))
-  tokens = bundle.tokenizer
-  for start in range(0, len(clips), _BATCH):
-    group = [clips[i] for i in range(start, min(start + _BATCH, len(clips)))]
-    observed = [_sparse_sets(record, start + i, sparse_masks) for i, record in enumerate(group)]
-    videos = [_videos(record, sets) for record, sets in zip(group, observed, strict=True)]
-    latents = np.asarray(encode(jnp.asarray(np.concatenate(videos))), np.float16)
-    ids, mask = tokens([record['caption'] for record in group])
-    for i, (record, z) in enumerate(zip(group, np.split(latents, len(group)), strict=True)):
-      yield {
-        'z': z[:2],  # rgb, xyz
-        'z_image': z[2],
-        'z_sparse': z[3:],
-        'observed_sparse': observed[i],
-        'weight': _supervised(record['known']),
-        'first': record['rgb'][0],
-        'ids': ids[i],
-        'text_mask': mask[i],
-        'id': record['id'],
+class Encoder:
+  """Records of clips, by frozen networks.
+
+  Args:
+    bundle: with ``vae``, and for features ``text`` and ``image``; converted parts that were not loaded are read
+      straight to the devices.
+    sparse_masks: drawn sets of observed frames a clip.
+    features: text and image features; else tokens and the first frame.
+    frames: pass on a clip's JPEG frames in place of the conditions, which then are encoded in the step.
+    devices: that share a batch, and the weights where a size divides; default: all of this process.
+  """
+
+  def __init__(
+    self,
+    bundle: Bundle,
+    *,
+    sparse_masks: int,
+    features: bool = True,
+    frames: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+  ):
+    self.bundle, self.sparse_masks, self.features, self.frames = bundle, sparse_masks, features, frames
+    self.mesh = Mesh(np.array(devices or jax.local_devices()), (_AXIS,))
+    self.params = {part: _place(bundle, part, self.mesh) for part in (PARTS if features else ('vae',))}
+    self._networks = _compiled(bundle.config)
+
+  def batch(self, size: tuple[int, int, int]) -> int:
+    """How many clips of (frames, height, width) to encode at a time: every device has as many to do."""
+    return self.mesh.size * int(np.clip(PIXELS // int(np.prod(size)), 1, 4))
+
+  def __call__(self, clips: Sequence[dict], indices: Sequence[int]) -> list[dict]:
+    """Records of clips of one size (``procedural.to_record``, with ``STORED`` where frames are passed on).
+
+    Sparse sets are drawn by the clip's index.
+
+    Raises:
+      DataError: values that float16 cannot hold, naming the clip.
+    """
+    observed = [_sparse_sets(clip, i, self.sparse_masks) for clip, i in zip(clips, indices, strict=True)]
+    videos = [_videos(clip, () if self.frames else sets) for clip, sets in zip(clips, observed, strict=True)]
+    z = np.stack([self._run('vae', np.stack(some)) for some in zip(*videos, strict=True)])  # memory for one of a clip
+    texts = self.text([clip['caption'] for clip in clips])
+    first = np.stack([clip['rgb'][0] for clip in clips])
+    images = self._run('image', signed(first)) if self.features else first
+    records = []
+    for i, clip in enumerate(clips):
+      record = {
+        'z': z[:2, i],  # rgb, xyz
+        'weight': _supervised(clip['known']),
+        'scale': clip['scale'],
+        'id': clip['id'],
+        'caption': clip['caption'],
       }
+      if self.frames:
+        record |= {name: clip[name] for name in STORED}
+      else:
+        record |= {'z_image': z[2, i], 'z_sparse': z[3:, i], 'observed_sparse': observed[i]}
+      record |= texts[i] | {'image' if self.features else 'first': images[i]}
+      records.append({name: _half(value, f'{name} of {clip["id"]}') for name, value in record.items()})
+    return records
+
+  def text(self, prompts: Sequence[str]) -> list[dict]:
+    """``text`` [n c] without padding, n tokens long; or ``ids`` and ``text_mask``, padded."""
+    ids, mask = self.bundle.tokenizer(prompts)
+    if not self.features:
+      return [{'ids': i, 'text_mask': m} for i, m in zip(ids, mask, strict=True)]
+    rows = self._run('text', ids, mask)
+    return [{'text': row[: m.sum()]} for row, m in zip(rows, mask, strict=True)]
+
+  def decode(self, z: np.ndarray) -> np.ndarray:
+    """Both videos of a record's ``z``, ``[2 F H W 3]``."""
+    one = jax.device_put(z.astype(np.float32), NamedSharding(self.mesh, P()))
+    return np.concatenate([np.asarray(self._networks['decode'](self.params['vae'], video)) for video in one[:, None]])
+
+  def _run(self, part: str, *inputs: np.ndarray) -> np.ndarray:
+    """A network's float32 output for a batch that is split over the devices, filled up to divide."""
+    count = len(inputs[0])
+    rows = np.minimum(np.arange(self.mesh.size * -(-count // self.mesh.size)), count - 1)
+    placed = jax.device_put([x[rows] for x in inputs], NamedSharding(self.mesh, P(_AXIS)))
+    return np.asarray(self._networks[part](self.params[part], *placed).astype(jnp.float32))[:count]
+
+
+@functools.lru_cache(maxsize=2)
+def _compiled(config: Sizes) -> dict[str, Callable]:
+  """The networks ``(params, ...) -> output`` by part, and ``decode``."""
+  bundle = Bundle({}, config, {})
+  # All latent frames of a small clip at a time, which compiles faster.
+  chunk = lambda pixels: None if pixels < PIXELS // 16 else 4
+  encode = lambda params, video: bundle.vae.encode(params, video, chunk=chunk(np.prod(video.shape[1:4])))
+  decode = lambda params, z: bundle.vae.decode(params, z, chunk=chunk(256 * np.prod(z.shape[1:4])))
+  networks = {'vae': encode, 'decode': decode, 'text': bundle.text.encode, 'image': bundle.image.encode}
+  return {name: jax.jit(network) for name, network in networks.items()}
+
+
+def _place(bundle: Bundle, part: str, mesh: Mesh) -> dict:
+  """Parameters of a part on the mesh, by ``parallel/rules.py``."""
+  boxed = jax.eval_shape(getattr(bundle, part).init, jax.random.key(0))
+  shardings = rules.shardings(boxed, mesh)
+  if part in bundle.params:
+    return jax.device_put(bundle.params[part], shardings)
+  shape = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  return weights.restore(bundle.folders[part], jax.tree.map(shape, nn.unbox(boxed), shardings))
+
+
+def _half(value, what: str):
+  """Floats as float16; integers, masks and strings as they are."""
+  if isinstance(value, str) or value.dtype.kind != 'f' or value.ndim == 0:
+    return value
+  if not np.abs(value).max() < _LIMIT:  # NaN too
+    raise DataError(f'{what} reaches {np.abs(value).max()}, float16 holds less than {_LIMIT:g}; leave this clip out')
+  return value.astype(np.float16)
 
 
 def _sparse_sets(record: dict, index: int, count: int) -> np.ndarray:
@@ -59,12 +168,12 @@ def _sparse_sets(record: dict, index: int, count: int) -> np.ndarray:
   return np.stack([umc.draw_observed(rng, frames, (0, 1, 0))[1] for _ in range(count)])
 
 
-def _videos(record: dict, observed: np.ndarray) -> np.ndarray:
-  """All that is encoded of one clip, float32 ``[2 + 1 + j F H W 3]``."""
+def _videos(record: dict, observed: Sequence[np.ndarray]) -> np.ndarray:
+  """RGB, XYZ and, where sparse sets are given, first frame and those: float32 ``[v F H W 3]``."""
   rgb = signed(record['rgb'])
   first = np.zeros(len(rgb), bool)
   first[0] = True
-  known = [np.where(o[:, None, None, None], rgb, 0) for o in (first, *observed)]
+  known = [np.where(o[:, None, None, None], rgb, 0) for o in (first, *observed)] if len(observed) else []
   return np.stack([rgb, record['xyz'].astype(np.float32), *known])
 
 
@@ -76,26 +185,104 @@ def _supervised(known: np.ndarray) -> np.ndarray:
   return np.concatenate([cells[:1], rest]).astype(np.float16)
 
 
-def draw(record: dict, rng: np.random.Generator, *, tasks, text_only: float, text_dropout: float, image_dropout: float):
-  """A training sample from a latent record: draws the task and what is dropped. NumPy only."""
-  frames = record['observed_sparse'].shape[1]
+# -- Samples: what a record, or a clip, gives to the step -----------------------------------------------------------
+
+
+def draw(
+  record: dict,
+  rng: np.random.Generator,
+  *,
+  tasks,
+  text_only: float,
+  text_dropout: float,
+  image_dropout: float,
+  null: np.ndarray | None = None,
+  text_len: int = 0,
+) -> dict:
+  """A training sample: draws the task and what is dropped. NumPy only.
+
+  Args:
+    record: of ``Encoder``, or see ``draw_pixels``.
+    null: features of the empty prompt ``[n c]``, which replace those of dropped text.
+    text_len: rows to which text features are padded.
+  """
+  frames = 4 * (len(record['weight']) - 1) + 1
   task, observed = umc.draw_observed(rng, frames, tasks)
-  latent = record['z'][0]
-  if umc.TASKS[task] == 'image':
-    latent = record['z_image']
-  elif umc.TASKS[task] == 'sparse':
-    j = int(rng.integers(len(record['observed_sparse'])))
-    latent, observed = record['z_sparse'][j], record['observed_sparse'][j]
+  sample = {'weight': record['weight'].astype(np.float32)}
+  if 'z' in record:
+    sample['z'] = record['z'].astype(np.float32)
+  if 'z_image' in record:
+    latent = {'image': record['z_image'], 'video': record['z'][0]}.get(umc.TASKS[task])
+    if latent is None:
+      j = int(rng.integers(len(record['observed_sparse'])))
+      latent, observed = record['z_sparse'][j], record['observed_sparse'][j]
+    sample['latent'] = latent.astype(np.float32)
   if rng.random() < text_only:
-    latent, observed = np.zeros_like(latent), np.zeros_like(observed)
-  return {
-    'z': record['z'].astype(np.float32),
-    'latent': latent.astype(np.float32),
-    'observed': observed,
-    'weight': record['weight'].astype(np.float32),
-    'first': signed(record['first']),
-    'ids': record['ids'],
-    'text_mask': record['text_mask'],
-    'text_kept': np.bool_(rng.random() >= text_dropout),
-    'image_kept': np.bool_(observed.any() and rng.random() >= image_dropout),
-  }
+    observed = np.zeros_like(observed)
+    if 'latent' in sample:
+      sample['latent'] = np.zeros_like(sample['latent'])
+  text_kept = np.bool_(rng.random() >= text_dropout)
+  image_kept = np.bool_(observed.any() and rng.random() >= image_dropout)
+  sample['observed'] = observed
+  if 'jpeg' in record:
+    sample['rgb'] = np.zeros((*record['size'], 3), np.uint8)  # the others do not count
+    sample['rgb'][observed] = codec.frames(record, np.flatnonzero(observed))
+  elif 'rgb' in record:
+    sample |= {'rgb': record['rgb'], 'xyz': record['xyz']}
+  if 'text' in record:
+    text = record['text'] if text_kept else null
+    return sample | {
+      'text': np.pad(text, ((0, text_len - len(text)), (0, 0))),
+      'image': record['image'] * image_kept,
+    }
+  if 'first' in record:
+    sample['first'] = signed(record['first'])
+  names = ('ids', 'text_mask')
+  return sample | {name: record[name] for name in names} | {'text_kept': text_kept, 'image_kept': image_kept}
+
+
+def draw_pixels(clip: dict, rng: np.random.Generator, *, tokenizer: Tokenizer, **settings) -> dict:
+  """``draw`` for a clip (``procedural.to_record``) of which nothing is encoded: ``complete`` does that."""
+  ids, mask = tokenizer([clip['caption']])
+  record = {name: clip[name] for name in ('rgb', 'xyz')} | {'weight': _supervised(clip['known'])}
+  return draw(record | {'ids': ids[0], 'text_mask': mask[0]}, rng, **settings)
+
+
+def complete(batch: dict, bundle: Bundle, params: dict) -> tuple[jax.Array, umc.Condition]:
+  """``(z [m b f h w c], condition)`` of a batch of samples: what is there is used, the rest is computed.
+
+  Dropped text is the empty prompt, a dropped image zero features.
+
+  Args:
+    batch: of ``draw``, stacked.
+    bundle: the networks.
+    params: of those that are needed: ``vae`` for pixels, ``text`` and ``image`` for tokens.
+  """
+  video = batch['rgb'].astype(jnp.float32) / 127.5 - 1 if 'rgb' in batch else None
+  encode = lambda video: bundle.vae.encode(params['vae'], video)
+  if 'z' in batch:
+    z = batch['z'].swapaxes(0, 1)
+  else:
+    z = jnp.stack([encode(video), encode(batch['xyz'].astype(jnp.float32))])
+  observed = batch['observed']
+  if 'latent' in batch:
+    latent = batch['latent']
+  else:
+    seen = observed.any(axis=1)[:, None, None, None, None]
+    latent = encode(umc.condition_video(video, observed))
+    latent = jnp.where(seen, latent, jnp.zeros_like(latent))
+  text, image = _features(batch, bundle, params, video)
+  mask = jnp.broadcast_to(umc.frame_mask(observed)[:, :, None, None], (*latent.shape[:4], 4))
+  return z, umc.Condition(latent=latent, mask=mask, text=text, image=image)
+
+
+def _features(batch: dict, bundle: Bundle, params: dict, video: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+  """Text and image features: as stored, or of tokens and the first frame."""
+  if 'text' in batch:
+    return tuple(batch[name].astype(bundle.precision.dtype) for name in ('text', 'image'))
+  empty = jnp.zeros_like(batch['ids'][:1]).at[0, 0].set(EOS)
+  kept = batch['text_kept'][:, None]
+  mask = jnp.where(kept, batch['text_mask'], empty == EOS)
+  text = bundle.text.encode(params['text'], jnp.where(kept, batch['ids'], empty), mask)
+  image = bundle.image.encode(params['image'], batch['first'] if 'first' in batch else video[:, 0])
+  return text, jnp.where(batch['image_kept'][:, None, None], image, jnp.zeros_like(image))

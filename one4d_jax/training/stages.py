@@ -16,12 +16,13 @@ import numpy as np
 
 from one4d_jax.data import pipeline, procedural
 from one4d_jax.data.clip import signed
+from one4d_jax.errors import DataError
 from one4d_jax.flow import rectified
 from one4d_jax.model import umc
 from one4d_jax.model.bundle import Bundle
 from one4d_jax.model.generate import generate
-from one4d_jax.training import latents
-from one4d_jax.viewer.pictures import video_sheet
+from one4d_jax.training import latents, sets
+from one4d_jax.viewer.pictures import to_uint8, video_sheet
 from one4d_jax.wan import dit
 from one4d_jax.wan.vae import WanVAE
 
@@ -31,20 +32,8 @@ class Stage:
 
   def __init__(self, config, bundle: Bundle):
     self.config, self.bundle = config, bundle
-    self.train_clips = self._clips('train', config.data.clips)
-    self.validation_clips = self._clips('val', config.data.validation_clips)
-
-  def _clips(self, split: str, clips: int):
-    data = self.config.data
-    return procedural.build(
-      pathlib.Path(data.cache),
-      split=split,
-      clips=clips,
-      levels=data.levels,
-      frames=data.frames,
-      height=data.height,
-      width=data.width,
-    )
+    self.sets = sets.training(config.data)
+    self.validation = sets.validation(config.data)
 
   @property
   def frozen(self) -> dict:
@@ -107,9 +96,14 @@ class VAEStage(Stage):
     moments['bias'] = moments['bias'].at[self.bundle.config.vae.latent_channels :].set(-5.0)
     return params
 
+  def __init__(self, config, bundle):
+    super().__init__(config, bundle)
+    if encoded := [one.name for one in (*self.sets, self.validation) if one.meta]:
+      raise DataError(f'the VAE trains on clips, {encoded[0]} is encoded; give the prepared set it was made of')
+
   def components(self):
-    draw, clips = functools.partial(procedural.vae_crop, crop=self.config.train.crop), self.train_clips
-    return [pipeline.Component(clips, draw, name='procedural', fingerprint=clips.fingerprint)]
+    draw = functools.partial(procedural.vae_crop, crop=self.config.train.crop)
+    return [one.component(draw) for one in self.sets]  # pieces are of one size: one bucket
 
   def loss(self, params, frozen, batch, key):
     video = batch['video']
@@ -125,17 +119,18 @@ class VAEStage(Stage):
   def finished(self, params):
     """Latents are normalised by the statistics of both modalities over training clips."""
     encode = jax.jit(self.vae.encode)
-    clips = (np.stack(videos(self.train_clips[i])) for i in range(min(64, len(self.train_clips))))
-    z = np.concatenate([np.asarray(encode(params, clip)) for clip in clips])
-    channels = lambda f: tuple(np.round(f(z, axis=(0, 1, 2, 3)).astype(float), 5).tolist())
+    count = -(-64 // len(self.sets))
+    clips = (np.stack(videos(one.records[i])) for one in self.sets for i in range(min(count, len(one.records))))
+    z = np.concatenate([np.asarray(encode(params, clip)).reshape(-1, self.vae.cfg.latent_channels) for clip in clips])
+    channels = lambda f: tuple(np.round(f(z, axis=0).astype(float), 5).tolist())
     vae = dataclasses.replace(self.vae.cfg, latent_mean=channels(np.mean), latent_std=channels(np.std))
     config = dataclasses.replace(self.bundle.config, vae=vae)
     return Bundle({'vae': params}, config, self.bundle.record)
 
   def validate(self, params):
     rows, metrics = [], {'psnr_rgb': [], 'psnr_xyz': []}
-    for i in range(len(self.validation_clips)):
-      pair = np.stack(videos(self.validation_clips[i]))
+    for i in range(len(self.validation.records)):
+      pair = np.stack(videos(self.validation.records[i]))
       decoded = self._round_trip(params, pair)
       for name, a, b in zip(metrics, decoded, pair, strict=True):
         metrics[name].append(float(psnr(a, b)))
@@ -149,35 +144,60 @@ class VAEStage(Stage):
 
 
 class FlowStage(Stage):
-  """What ``base`` and ``one4d`` share: latents, the condition, the rectified flow."""
+  """What ``base`` and ``one4d`` share: latents, the condition, the rectified flow.
+
+  Procedural clips are encoded once, into the cache. Of an encoded set, what it lacks is computed in the step, and of a
+  prepared set everything is.
+  """
 
   def __init__(self, config, bundle):
     super().__init__(config, bundle)
-    folder = pathlib.Path(config.data.cache)
-    make = functools.partial(latents.build, folder, bundle=bundle, sparse_masks=config.data.sparse_masks)
-    self.train_latents = make(self.train_clips, name=f'train-{len(self.train_clips)}')
+    self._components, needed = [], set()
+    for one in self.sets:
+      component, parts = self._samples(one)
+      self._components.append(component)
+      needed |= parts
+    self.encoders = {part: bundle.params[part] for part in latents.PARTS if part in needed and part in bundle.params}
 
   def components(self):
-    names = ('tasks', 'text_only', 'text_dropout', 'image_dropout')
-    draw = functools.partial(latents.draw, **{name: getattr(self.config.train, name) for name in names})
-    records = self.train_latents
-    return [pipeline.Component(records, draw, name='procedural', fingerprint=records.fingerprint)]
+    return self._components
 
-  def condition(self, params: dict, batch: dict) -> umc.Condition:
-    """The model's input from a batch; dropped text is the empty prompt, a dropped image zero features."""
-    empty = jnp.zeros_like(batch['ids'][:1]).at[0, 0].set(1)  # end of sentence alone
-    kept = batch['text_kept'][:, None]
-    mask = jnp.where(kept, batch['text_mask'], empty == 1)
-    text = self.bundle.text.encode(params['text'], jnp.where(kept, batch['ids'], empty), mask)
-    image = self.bundle.image.encode(params['image'], batch['first'])
-    mask = umc.frame_mask(batch['observed'])[:, :, None, None]
-    latent = batch['latent']
-    return umc.Condition(
-      latent=latent,
-      mask=jnp.broadcast_to(mask, (*latent.shape[:4], 4)),
-      text=text,
-      image=jnp.where(batch['image_kept'][:, None, None], image, jnp.zeros_like(image)),
-    )
+  def _samples(self, one: sets.Set) -> tuple[pipeline.Component, set[str]]:
+    """The component of a set, and the encoders that its batches need in the step."""
+    names, data = ('tasks', 'text_only', 'text_dropout', 'image_dropout'), self.config.data
+    settings = {name: getattr(self.config.train, name) for name in names}
+    if one.meta:
+      self.check(one)
+      draw = functools.partial(latents.draw, null=one.null, text_len=one.meta['text_len'], **settings)
+      parts = {'vae'} if one.meta['conditions'] == 'frames' else set()
+    elif one.name == 'procedural':
+      make = functools.partial(latents.build, pathlib.Path(data.cache), bundle=self.bundle)
+      records = make(one.records, name=f'train-{len(one.records)}', sparse_masks=data.sparse_masks)
+      one = dataclasses.replace(one, records=records)
+      draw, parts = functools.partial(latents.draw, **settings), {'text', 'image'}
+    else:
+      draw = functools.partial(latents.draw_pixels, tokenizer=self.bundle.tokenizer, **settings)
+      parts = set(latents.PARTS)
+    return one.component(draw, bucket=(*one.size, *sorted(parts))), parts
+
+  def check(self, one: sets.Set) -> None:
+    """Raises DataError unless an encoded set was made by the networks that this stage freezes."""
+    here = self.bundle.hashes | {'text_len': self.bundle.config.dit.text_len}
+    there = one.meta['weights'] | {'text_len': one.meta['text_len']}
+    if other := [f'{k} {v} (config.model.weights: {here.get(k)})' for k, v in there.items() if here.get(k) != v]:
+      raise DataError(f'{one.name} was encoded with {", ".join(other)}; encode it again, or give the weights it is of')
+
+  def validation_clip(self, i: int) -> dict:
+    """The i-th, in turn, as pixels; one of an encoded set is decoded."""
+    record = self.validation.records[i % len(self.validation.records)]
+    if not self.validation.meta:
+      return record
+    rgb, xyz = np.asarray(self._decode(self.bundle.params['vae'], record['z'].astype(np.float32)))
+    return {'rgb': to_uint8(rgb), 'xyz': xyz, 'caption': record['caption']}
+
+  @functools.cached_property
+  def _decode(self):
+    return jax.jit(self.bundle.vae.decode)
 
   def noised(self, z: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """``(z_sigma, sigma, target)`` for ``z`` ``[m b f h w c]``."""
@@ -189,11 +209,10 @@ class FlowStage(Stage):
   def validate(self, params):
     """A picture of samples for each task, and the error of the fully observed clips among them."""
     bundle, rows, metrics = self.finished(params), [], {'psnr_rgb': [], 'psnr_xyz': []}
-    frames = self.config.data.frames
     for i, task in enumerate(('video', 'video', 'sparse', 'image', 'text')):
-      record = self.validation_clips[i % len(self.validation_clips)]
+      record = self.validation_clip(i)
       rgb, xyz = videos(record)
-      made = generate(bundle, rgb, umc.observed_frames(task, frames), record['caption'], seed=i)
+      made = generate(bundle, rgb, umc.observed_frames(task, len(rgb)), record['caption'], seed=i)
       rows += [rgb, made.rgb, xyz, made.xyz]
       if task == 'video':
         metrics['psnr_rgb'].append(float(psnr(made.rgb, rgb)))
@@ -206,6 +225,15 @@ class BaseStage(FlowStage):
 
   PARTS = ('base', 'text', 'image')
 
+  @property
+  def frozen(self):
+    return {name: value for name, value in self.encoders.items() if name not in self.PARTS}
+
+  def check(self, one):
+    raise DataError(
+      f'{one.name} holds features of text and image encoders, which the base stage trains; give the prepared set'
+    )
+
   def init(self, key):
     keys = jax.random.split(key, 3)
     parts = (self.bundle.model.init_base, self.bundle.text.init, self.bundle.image.init)
@@ -215,9 +243,8 @@ class BaseStage(FlowStage):
     return params
 
   def loss(self, params, frozen, batch, key):
-    z = batch['z'][:, :1].swapaxes(0, 1)
-    condition = self.condition(params, batch)
-    z_sigma, sigma, target = self.noised(z, key)
+    z, condition = latents.complete(batch, self.bundle, params | frozen)
+    z_sigma, sigma, target = self.noised(z[:1], key)
     model = self.bundle.model
     x = jnp.concatenate([z_sigma[0], condition.mask, condition.latent], axis=-1)
     v = dit.velocity(
@@ -242,7 +269,7 @@ class One4DStage(FlowStage):
 
   @property
   def frozen(self):
-    return {name: self.bundle.params[name] for name in BaseStage.PARTS}
+    return {'base': self.bundle.params['base'], **self.encoders}
 
   @property
   def given(self):
@@ -252,8 +279,7 @@ class One4DStage(FlowStage):
     return nn.unbox(self.bundle.model.init_adapters(key, self.bundle.params['base']))
 
   def loss(self, params, frozen, batch, key):
-    z = batch['z'].swapaxes(0, 1)
-    condition = self.condition(frozen, batch)
+    z, condition = latents.complete(batch, self.bundle, frozen)
     z_sigma, sigma, target = self.noised(z, key)
     model = dataclasses.replace(self.bundle.model, remat=self.config.model.remat)
     v = model.velocity(frozen['base'], params, z_sigma, sigma, condition)
