@@ -36,7 +36,8 @@ def write(folder: pathlib.Path) -> pathlib.Path:
   meta = prepared.read_meta(folder)
   sets = {split: prepared.open(folder, split) for split in prepared.splits(folder)}
   rows = {split: some.rows for split, some in sets.items()}
-  reasons = collections.Counter(name for row in rows.get('dropped', ()) for name in row['reasons'])
+  every = [row for some in rows.values() for row in some]
+  reasons, notes = (collections.Counter(name for row in every for name in row[kind]) for kind in ('reasons', 'notes'))
   first = lambda name: [i for i, row in enumerate(rows['dropped']) if next(iter(row['reasons'])) == name]
   kept = [(split, i) for split in ('train', 'test') for i in range(len(rows.get(split, ())))]
   body = [
@@ -44,7 +45,9 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     f'<p class="faint">{html.escape("; ".join(meta["licence"]))}</p>',
     _table(_counts(rows, meta['problems'])),
     '<h2>Dropped, by reason</h2><p class="faint">A clip may fail several filters.</p>',
-    _table([(name, count, _example(rows['dropped'], name)) for name, count in reasons.most_common()]),
+    _table([(name, count, _example(every, name, 'reasons')) for name, count in reasons.most_common()]),
+    '<h2>Noted, not dropped</h2>',
+    _table([(name, count, _example(every, name, 'notes')) for name, count in notes.most_common()]),
     '<h2>Sizes</h2>',
     _table(_sizes(rows)),
     '<h2>Statistics</h2><p class="faint">Kept clips blue, dropped clips red.</p>',
@@ -86,8 +89,8 @@ def _sizes(rows: dict[str, list[dict]]) -> list[tuple]:
   return [(size, f'{count:,}') for size, count in sizes.most_common()]
 
 
-def _example(rows: list[dict], name: str) -> str:
-  return 'such as: ' + next(row['reasons'][name] for row in rows if name in row['reasons'])
+def _example(rows: list[dict], name: str, kind: str) -> str:
+  return 'such as: ' + next(row[kind][name] for row in rows if name in row[kind])
 
 
 def _spread(items: Sequence, count: int) -> list:
@@ -145,6 +148,7 @@ def _histograms(rows: dict[str, list[dict]]) -> str:
     )
     axes.set_title(name, fontsize=9)
     axes.tick_params(labelsize=7)
+    axes.xaxis.get_major_locator().set_params(nbins=4)
     axes.set_yticks([])
   out = io.BytesIO()
   figure.savefig(out, format='png')
