@@ -21,7 +21,7 @@ import numpy as np
 from one4d_jax.errors import DataError
 
 _SHUFFLE, _TRANSFORM, _COMPONENTS, _BUCKETS = range(4)  # independent streams of the one seed
-_PERIOD = 1000  # shares of a mixture are exact in this many draws or fewer, else rounded to thousandths
+_PERIOD = 1000  # a mixture repeats its proportions after so many draws or fewer; shares are fractions that allow it
 _AHEAD = 2  # batches that are placed before they are asked for
 
 
@@ -32,7 +32,7 @@ class Component:
   Attributes:
     source: `len` and random access to records, e.g. `shards.open(folder)`.
     transform: a record and a generator of its own to a dict of arrays (or strings); must not keep the generator.
-    weight: its share of the samples, relative to the other components; as many decimals as it is written with.
+    weight: its share of the samples, relative to the other components; at least a thousandth is drawn.
     bucket: components whose samples may share a batch have equal buckets, e.g. (frames, height, width).
     name: for messages.
     fingerprint: changes when the content does; a position means nothing in another data set.
@@ -59,8 +59,8 @@ def batches(
 ) -> 'Stream':
   """The endless stream of batches: dicts of arrays [batch_size ...] (strings become an array of strings).
 
-  Samples are drawn from the components of a bucket, and batches from buckets, in exact proportion to the weights,
-  shuffled within each period of the proportion. A component is shuffled anew each epoch, every record once.
+  Samples are drawn from the components of a bucket, and batches from buckets, in proportion to the weights, shuffled
+  within each period (of 4 draws for weights 3 and 1). A component is shuffled anew each epoch, every record once.
 
   Args:
     components: of the mixture; their order is part of the stream's identity.
@@ -162,10 +162,11 @@ class _Interleave(grain.transforms.DatasetSelectionMap):
 
   def __init__(self, weights: Sequence, seed: int):
     exact = [fractions.Fraction(str(weight)) for weight in weights]
-    counts = [int(share * math.lcm(*(share.denominator for share in exact))) for share in exact]
-    counts = [count // math.gcd(*counts) for count in counts]
+    least = fractions.Fraction(1, _PERIOD)
+    shares = [max(least, (weight / sum(exact)).limit_denominator(_PERIOD)) for weight in exact]
+    counts = [int(share * math.lcm(*(share.denominator for share in shares))) for share in shares]
     if sum(counts) > _PERIOD:
-      counts = [max(1, round(_PERIOD * count / sum(counts))) for count in counts]
+      counts = [round(share / least) for share in shares]
     self._counts, self._seed = tuple(counts), seed
 
   def __len__(self) -> int:

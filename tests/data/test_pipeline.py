@@ -108,10 +108,20 @@ def test_a_batch_is_of_one_bucket_and_buckets_come_in_proportion():
   assert dict(zip(names, counts, strict=True)) == {'a': 300, 'b': 100, 'c': 200}
 
 
+def test_weights_that_no_decimals_can_write_are_still_exact():
+  names = column(take(100, [component('a', 99, 2 / 3), component('b', 99, 1 / 3)], batch_size=3), 'from')
+  assert ((names.reshape(100, 3) == 'a').sum(axis=1) == 2).all()
+
+
+def test_a_share_below_a_thousandth_is_one():
+  names = column(take(20, [component('a', 999, 10_000), component('b', 999, 1)], batch_size=100), 'from')
+  assert (names == 'b').sum() in (1, 2, 3)
+
+
 def test_weights_that_have_no_short_period_are_rounded():
   mixture = [component('a', 2000, weight=34_000), component('b', 2000, weight=17_123)]
-  share = (column(take(20, mixture, batch_size=100), 'from') == 'a').mean()
-  assert share == pytest.approx(34_000 / 51_123, abs=5e-4)
+  share = (column(take(12, mixture, batch_size=104), 'from') == 'a').mean()  # two periods of 624
+  assert share == pytest.approx(34_000 / 51_123, abs=1e-5)
 
 
 def test_every_record_of_every_component_once_an_epoch():
