@@ -103,7 +103,7 @@ def encode(
 
   if sparse_masks < 1:
     raise UserError(f'--sparse-masks {sparse_masks}: a clip needs 1 or more')
-  bundle = _networks(weights)
+  bundle = networks(weights)
   settings = {
     'data': {split: source.fingerprint for split, source in sources.items() if len(source)},
     'weights': {part: bundle.hashes[part] for part in latents.PARTS},
@@ -132,7 +132,7 @@ def encode(
   tell(f'{out}: {sum(shard.done["count"] for shard in shards)} clips are encoded')
 
 
-def _networks(weights):
+def networks(weights):
   """The bundle, with the parameters of trained parts; converted ones are read later, straight to the devices."""
   from one4d_jax.model import bundle as bundles
   from one4d_jax.training.latents import PARTS

@@ -1,7 +1,9 @@
 """Encoding a prepared set: what is stored, how it continues, who may write where."""
 
+import dataclasses
 import json
 import pathlib
+import shutil
 import types
 
 import jax
@@ -11,10 +13,12 @@ import pytest
 from one4d_jax import cli
 from one4d_jax import encode as encoding
 from one4d_jax.data import prepared, shards
-from one4d_jax.errors import DataError
+from one4d_jax.errors import CheckpointError, DataError
+from one4d_jax.model import bundle as bundles
 from one4d_jax.model.files import EMBEDDED
 from one4d_jax.training import encoding as making
-from tests import encoded
+from one4d_jax.training import latents
+from tests import converted, encoded
 
 FIELDS = {'z', 'z_image', 'z_sparse', 'observed_sparse', 'weight', 'scale', 'text', 'image', 'id', 'caption'}
 
@@ -187,6 +191,25 @@ def test_sizes_go_to_folders_of_their_own_in_shards_of_about_half_a_gigabyte(tmp
     ('train-17x64x64', 3), ('train-81x480x832', 25), ('train-81x480x832', 15),
   ]  # fmt: skip
   assert sorted(i for shard in plan for i in shard.rows) == list(range(43))
+
+
+def test_converted_weights_are_read_straight_to_where_the_mesh_wants_them(tmp_path):
+  whole = bundles.load(parts=latents.PARTS)
+  for name in ('bundle.json', 'vae.safetensors'):
+    shutil.copy(EMBEDDED / name, tmp_path)
+  text = whole.params['text']
+  converted.write(tmp_path / 'text', 'text', dataclasses.asdict(whole.config.text), text, dtype='float32')
+  with pytest.raises(CheckpointError, match='has no image weights'):
+    encoding.networks(tmp_path)
+  shutil.copy(EMBEDDED / 'image.safetensors', tmp_path)
+  bundle = encoding.networks(tmp_path)
+  assert set(bundle.params) == {'vae', 'image'}
+  one, other = (latents.Encoder(b, sparse_masks=1) for b in (bundle, whole))
+  kernel = one.params['text']['blocks']['ffn_in']['kernel']
+  assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 96 // jax.device_count(), 256)}
+  (a,), (b,) = (encoder.text(['a red box']) for encoder in (one, other))
+  assert a['text'].shape == (10, 96)
+  np.testing.assert_array_equal(a['text'], b['text'])
 
 
 @pytest.mark.parametrize(

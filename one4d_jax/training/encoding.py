@@ -24,7 +24,7 @@ from one4d_jax.data.clip import signed
 from one4d_jax.data.procedural import to_record
 from one4d_jax.errors import DataError
 from one4d_jax.model import pointmap
-from one4d_jax.training.latents import STORED
+from one4d_jax.training import latents
 from one4d_jax.training.sets import CONSTANTS
 from one4d_jax.viewer.pictures import video_sheet
 
@@ -118,7 +118,7 @@ def _records(shard: Shard, source, encoder, pool, bar, note: Callable) -> Iterat
 
   def read(i: int) -> dict:
     stored = source.record(i) if encoder.frames else {}
-    return to_record(source[i]) | {name: stored[name] for name in STORED if encoder.frames}
+    return to_record(source[i]) | {name: stored[name] for name in latents.STORED if encoder.frames}
 
   size = encoder.batch(tuple(source.rows[shard.rows[0]]['size']))
   ask = lambda start: {i: pool.submit(read, i) for i in shard.rows[start : start + size]}
@@ -241,7 +241,7 @@ def _sample(records: files.Source, source, encoder) -> tuple[list[dict], list[np
 
 def _round_trip(record: dict, clip, encoder) -> tuple[dict, list]:
   """PSNR of decoded frames, median relative error of decoded points, and rows of pictures: each video, decoded."""
-  rgb, xyz = encoder.decode(record['z'])
+  rgb, xyz = latents.decode(encoder.bundle, encoder.params['vae'], record['z'])
   truth = pointmap.from_depth(clip.depth, clip.K, clip.world_from_cam)[clip.valid]
   found = pointmap.denormalise(pointmap.undo_soft_limit(xyz), float(record['scale']))[clip.valid]
   distance = np.maximum(np.linalg.norm(truth, axis=-1), 1e-6)

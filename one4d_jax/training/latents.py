@@ -117,11 +117,6 @@ class Encoder:
     rows = self._run('text', ids, mask)
     return [{'text': row[: m.sum()]} for row, m in zip(rows, mask, strict=True)]
 
-  def decode(self, z: np.ndarray) -> np.ndarray:
-    """Both videos of a record's ``z``, ``[2 F H W 3]``."""
-    one = jax.device_put(z.astype(np.float32), NamedSharding(self.mesh, P()))
-    return np.concatenate([np.asarray(self._networks['decode'](self.params['vae'], video)) for video in one[:, None]])
-
   def _run(self, part: str, *inputs: np.ndarray) -> np.ndarray:
     """A network's float32 output for a batch that is split over the devices, filled up to divide."""
     count = len(inputs[0])
@@ -130,16 +125,33 @@ class Encoder:
     return np.asarray(self._networks[part](self.params[part], *placed).astype(jnp.float32))[:count]
 
 
+def encode(bundle: Bundle, params: dict, video: jax.Array) -> jax.Array:
+  """Latents ``[b f h w c]`` of videos ``[b F H W 3]``, in bounded memory."""
+  return bundle.vae.encode(params, video, chunk=_chunk(video.shape[1:4]))
+
+
+def decode(bundle: Bundle, params: dict, z: np.ndarray) -> np.ndarray:
+  """Both videos ``[2 F H W 3]`` of a record's ``z``, one after the other."""
+  network = _compiled(bundle.config)['decode']
+  return np.concatenate([np.asarray(network(params, video)) for video in z[:, None].astype(np.float32)])
+
+
+def _chunk(size: tuple[int, int, int]) -> int | None:
+  """Latent frames at a time: all of a small clip, which compiles faster."""
+  return None if np.prod(size) < PIXELS // 16 else 4
+
+
 @functools.lru_cache(maxsize=2)
 def _compiled(config: Sizes) -> dict[str, Callable]:
   """The networks ``(params, ...) -> output`` by part, and ``decode``."""
   bundle = Bundle({}, config, {})
-  # All latent frames of a small clip at a time, which compiles faster.
-  chunk = lambda pixels: None if pixels < PIXELS // 16 else 4
-  encode = lambda params, video: bundle.vae.encode(params, video, chunk=chunk(np.prod(video.shape[1:4])))
-  decode = lambda params, z: bundle.vae.decode(params, z, chunk=chunk(256 * np.prod(z.shape[1:4])))
-  networks = {'vae': encode, 'decode': decode, 'text': bundle.text.encode, 'image': bundle.image.encode}
-  return {name: jax.jit(network) for name, network in networks.items()}
+  size = lambda z: (4 * z.shape[1] - 3, 8 * z.shape[2], 8 * z.shape[3])
+  return {
+    'vae': jax.jit(functools.partial(encode, bundle)),
+    'decode': jax.jit(lambda params, z: bundle.vae.decode(params, z, chunk=_chunk(size(z)))),
+    'text': jax.jit(bundle.text.encode),
+    'image': jax.jit(bundle.image.encode),
+  }
 
 
 def _place(bundle: Bundle, part: str, mesh: Mesh) -> dict:
@@ -259,17 +271,17 @@ def complete(batch: dict, bundle: Bundle, params: dict) -> tuple[jax.Array, umc.
     params: of those that are needed: ``vae`` for pixels, ``text`` and ``image`` for tokens.
   """
   video = batch['rgb'].astype(jnp.float32) / 127.5 - 1 if 'rgb' in batch else None
-  encode = lambda video: bundle.vae.encode(params['vae'], video)
   if 'z' in batch:
     z = batch['z'].swapaxes(0, 1)
   else:
-    z = jnp.stack([encode(video), encode(batch['xyz'].astype(jnp.float32))])
+    xyz = batch['xyz'].astype(jnp.float32)
+    z = jnp.stack([encode(bundle, params['vae'], pixels) for pixels in (video, xyz)])
   observed = batch['observed']
   if 'latent' in batch:
     latent = batch['latent']
   else:
     seen = observed.any(axis=1)[:, None, None, None, None]
-    latent = encode(umc.condition_video(video, observed))
+    latent = encode(bundle, params['vae'], umc.condition_video(video, observed))
     latent = jnp.where(seen, latent, jnp.zeros_like(latent))
   text, image = _features(batch, bundle, params, video)
   mask = jnp.broadcast_to(umc.frame_mask(observed)[:, :, None, None], (*latent.shape[:4], 4))

@@ -192,12 +192,8 @@ class FlowStage(Stage):
     record = self.validation.records[i % len(self.validation.records)]
     if not self.validation.meta:
       return record
-    rgb, xyz = np.asarray(self._decode(self.bundle.params['vae'], record['z'].astype(np.float32)))
+    rgb, xyz = latents.decode(self.bundle, self.bundle.params['vae'], record['z'])
     return {'rgb': to_uint8(rgb), 'xyz': xyz, 'caption': record['caption']}
-
-  @functools.cached_property
-  def _decode(self):
-    return jax.jit(self.bundle.vae.decode)
 
   def noised(self, z: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """``(z_sigma, sigma, target)`` for ``z`` ``[m b f h w c]``."""
