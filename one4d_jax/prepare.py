@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument('--strict', action='store_true', help='stop at what cannot be read, instead of naming it at the end')
   p.add_argument('--captions', metavar='MODEL',
                  help='describe the clips that have no text: gemini[:MODEL] or transformers:FOLDER')  # fmt: skip
+  p.add_argument('--captions-per-minute', type=float, metavar='N', help='requests to start at most (default: no limit)')
   p.add_argument('--beam', metavar='OPTIONS', help='run on Apache Beam, such as "--runner=FlinkRunner ..."')
   p.add_argument('--verify', metavar='DIR', help='recompute the checksums of a set')
   p.add_argument('--inspect', metavar='DIR', help='say what a set or one file of it holds')
@@ -58,6 +59,8 @@ def _prepare(args: argparse.Namespace) -> None:
     raise UserError(f'--source needs {" and ".join(missing)}; see --help')
   if args.workers < 1 or (args.limit is not None and args.limit < 1):
     raise UserError(f'--workers and --limit must be at least 1; got {args.workers} and {args.limit}')
+  if args.captions_per_minute is not None and args.captions_per_minute <= 0:
+    raise UserError(f'--captions-per-minute must be above 0; got {args.captions_per_minute:g}')
   curation = configs.read(args.config or '', args.overrides, curate.Curation)
   curation.check()
   captioner = captioners.make(args.captions) if args.captions else None
@@ -68,7 +71,7 @@ def _prepare(args: argparse.Namespace) -> None:
   preparation.work_off(job, workers=args.workers, beam=args.beam)
   made = preparation.finish(job)
   if captioner is not None:
-    made = preparation.caption(job, made, captioner)
+    made = preparation.caption(job, made, captioner, per_minute=args.captions_per_minute)
   page = report.write(made)
   for line in report.summary(made):
     print(line)

@@ -29,6 +29,8 @@ NEIGHBOURS = 4
 # Loaded in data workers, which must start fast and hold no accelerator.
 WITHOUT_JAX = [f'data/{name}.py' for name in ('clip', 'scenes', 'render', 'captions', 'media', 'shards')]
 WITHOUT_JAX += [f'data/{name}.py' for name in ('example', 'codec', 'prepared', 'inspect')]
+WITHOUT_JAX += [f'data/{name}.py' for name in ('curate', 'consistency', 'preparation', 'captioners', 'captioning')]
+WITHOUT_JAX += sorted(f'data/sources/{path.name}' for path in (ROOT / 'one4d_jax/data/sources').glob('*.py'))
 WITHOUT_JAX += ['model/pointmap.py']
 
 

@@ -296,7 +296,9 @@ def finish(job: Job) -> pathlib.Path:
   )
 
 
-def caption(job: Job, made: pathlib.Path, captioner: captioners.Captioner) -> pathlib.Path:
+def caption(
+  job: Job, made: pathlib.Path, captioner: captioners.Captioner, *, per_minute: float | None = None
+) -> pathlib.Path:
   """The set ``made`` with texts for the kept clips that have none: a new version. Texts are kept beside the versions.
 
   Raises UserError where asking on is pointless; the answers up to there are kept.
@@ -305,7 +307,9 @@ def caption(job: Job, made: pathlib.Path, captioner: captioners.Captioner) -> pa
   silent = [(some, i) for some in sets for i, row in enumerate(some.rows) if not row['caption']]
   frames = {some.rows[i]['id']: functools.partial(_frames, some, i) for some, i in silent}
   store = captioning.Captions(job.folder / CAPTIONS)
-  found = captioning.write_captions(frames.items(), captioner, store, fps=job.curation.fps, desc='caption')
+  found = captioning.write_captions(
+    frames.items(), captioner, store, fps=job.curation.fps, per_minute=per_minute, desc='caption'
+  )
   for name, problem in found.failed.items():
     tqdm.tqdm.write(f'{name}: no caption: {problem}', file=sys.stderr)
   return finish(job)

@@ -226,3 +226,24 @@ def test_too_short_recordings_are_named(job):
     run(
       dataclasses.replace(job, out=job.out / 'long', curation=dataclasses.replace(job.curation, frames=33, shortest=33))
     )
+
+
+class Describer:
+  """Stands in for a model: says how bright a clip is."""
+
+  name = 'describer'
+  asked = 0
+
+  def __call__(self, frames, fps):
+    self.asked += 1
+    return f'A scene of mean brightness {frames.mean():.2f}, seen by a camera that moves.'
+
+
+def test_captions_make_a_version_and_are_asked_once(job):
+  first, describer = run(job), Describer()
+  made = preparation.caption(job, first, describer)
+  source = prepared.open(made)
+  assert (first.name, made.name, describer.asked) == ('1.0.0', '1.1.0', len(source))
+  assert all('brightness' in source[i].caption for i in range(len(source)))
+  assert prepared.open(first)[0].caption == ''
+  assert preparation.caption(job, made, describer) == made == run(job) and describer.asked == len(source)
