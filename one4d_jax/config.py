@@ -43,7 +43,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Clips. ``source`` is a mixture, see ``parse_sources``; size and length are those of ``procedural`` clips."""
+  """Clips. ``source`` is a mixture, see ``sources``; size and length are those of ``procedural`` clips."""
 
   source: str = ''  # 'procedural', a folder, or 'DIR@3,DIR2@1'
   cache: str = 'runs/data'  # rendered clips and their latents
@@ -55,6 +55,31 @@ class DataConfig:
   validation_clips: int = 16
   levels: tuple[str, ...] = ('easy', 'medium')
   sparse_masks: int = 2  # drawn per clip when latents are made
+
+  @property
+  def sources(self) -> list[tuple[str, float]]:
+    """The parts of ``source`` and their weights, shares of samples; a part without one weighs 1.
+
+    Each is ``procedural`` or the folder of a prepared or encoded set.
+
+    Raises:
+      ConfigError: an empty part, or a weight that is no number above 0.
+    """
+    found = []
+    for part in self.source.split(','):
+      name, at, weight = part.strip().rpartition('@')
+      name, weight = (name, weight) if at else (weight, '1')
+      try:
+        value = float(weight)
+      except ValueError:
+        value = math.nan
+      if not name or not 0 < value < math.inf:
+        raise ConfigError(
+          f"data.source={self.source!r}: {part.strip()!r} must be 'procedural' or a folder, with a weight above 0 if "
+          "it is not to be 1, as in 'DIR@3,DIR2@1'"
+        )
+      found.append((name, value))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,31 +230,6 @@ def check(config: Config) -> None:
       problems.append(f'train.{name}={getattr(train, name)} must be at least 1')
   if problems:
     raise ConfigError('; '.join(problems))
-
-
-def parse_sources(text: str) -> list[tuple[str, float]]:
-  """``(source, weight)`` of each part of ``'DIR@3,DIR2@1'``: the shares of samples; a part without one weighs 1.
-
-  A source is ``procedural`` or the folder of a prepared or encoded set.
-
-  Raises:
-    ConfigError: an empty part, or a weight that is no number above 0.
-  """
-  sources = []
-  for part in text.split(','):
-    source, at, weight = part.strip().rpartition('@')
-    source, weight = (source, weight) if at else (weight, '1')
-    try:
-      value = float(weight)
-    except ValueError:
-      value = math.nan
-    if not source or not 0 < value < math.inf:
-      raise ConfigError(
-        f"data.source={text!r}: {part.strip()!r} must be 'procedural' or a folder, with a weight above 0 if it is not "
-        "to be 1, as in 'DIR@3,DIR2@1'"
-      )
-    sources.append((source, value))
-  return sources
 
 
 def sizes(config: Config) -> Sizes:

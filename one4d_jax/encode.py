@@ -106,8 +106,7 @@ def encode(
   bundle = networks(weights)
   settings = {
     'data': {split: source.fingerprint for split, source in sources.items() if len(source)},
-    'weights': {part: bundle.hashes[part] for part in latents.PARTS},
-    'text_len': bundle.config.dit.text_len,
+    'networks': latents.identity(bundle),
     'conditions': 'frames' if frames else f'{sparse_masks} sparse sets',
   }
   if not settings['data']:

@@ -38,7 +38,6 @@ def require_inputs(config) -> None:
   Raises:
     CheckpointError, ConfigError, DataError: naming what is missing or malformed and what needs neither.
   """
-  from one4d_jax import config as configs
   from one4d_jax.errors import CheckpointError, DataError
   from one4d_jax.model import bundle
 
@@ -61,7 +60,7 @@ def require_inputs(config) -> None:
       'no data: set --config.data.source to procedural, or to folders made by python -m one4d_jax.prepare or '
       f'python -m one4d_jax.encode, as DIR or DIR@3,DIR2@1; or start with {tiny}'
     )
-  for source, _ in configs.parse_sources(config.data.source):
+  for source, _ in config.data.sources:
     if source != 'procedural':
       require_set(pathlib.Path(source))
 

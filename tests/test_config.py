@@ -91,11 +91,11 @@ def test_how_cameras_are_fitted():
 
 
 def test_sources_of_data():
-  assert configs.parse_sources('procedural') == [('procedural', 1.0)]
-  assert configs.parse_sources('a/b@3, c@0.5,d') == [('a/b', 3.0), ('c', 0.5), ('d', 1.0)]
+  assert configs.DataConfig(source='procedural').sources == [('procedural', 1.0)]
+  assert configs.DataConfig(source='a/b@3, c@0.5,d').sources == [('a/b', 3.0), ('c', 0.5), ('d', 1.0)]
 
 
 @pytest.mark.parametrize('text', ['', 'a,', 'a@', '@2', 'a@x', 'a@0', 'a@-1', 'a@nan', 'a@inf'])
 def test_malformed_sources_of_data(text):
   with pytest.raises(ConfigError, match=r'data.source=.*DIR@3,DIR2@1'):
-    configs.parse_sources(text)
+    _ = configs.DataConfig(source=text).sources

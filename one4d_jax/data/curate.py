@@ -160,7 +160,7 @@ def statistics(clip: Clip) -> dict[str, float | str | None]:
 def _plain(value):
   if value is None or isinstance(value, str):
     return value
-  return float(value) if np.isfinite(value) else None
+  return float(f'{value:.6g}') if np.isfinite(value) else None  # sums differ in the last bits between machines
 
 
 def _areas(clip: Clip) -> dict:

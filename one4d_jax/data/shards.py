@@ -189,10 +189,17 @@ class Source:
 
 
 def encode(record: Record) -> bytes:
-  """A record as safetensors bytes; strings go to its metadata. Raises DataError for a dtype it has no name for."""
+  """A record as safetensors bytes, the same for the same record; strings go to its metadata.
+
+  Raises DataError for a dtype it has no name for.
+  """
   strings = {name: value for name, value in record.items() if isinstance(value, str)}
   arrays = {name: _array(name, value) for name, value in record.items() if name not in strings}
-  return safetensors.numpy.save(arrays, metadata=strings or None)
+  data = safetensors.numpy.save(arrays, metadata=strings or None)
+  end = 8 + int.from_bytes(data[:8], 'little')  # of a header whose strings are in no particular order
+  header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(',', ':')).encode()
+  header += b' ' * (-len(header) % 8)
+  return len(header).to_bytes(8, 'little') + header + data[end:]
 
 
 def decode(data: bytes) -> dict[str, np.ndarray | str]:

@@ -10,6 +10,7 @@ in the jitted step: whatever a sample does not bring along is computed there.
 """
 
 import functools
+import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -33,6 +34,17 @@ PIXELS = 2**24  # encoded at a time on one device, at least one clip
 STORED = ('size', 'jpeg', 'jpeg_lengths')  # of ``data/codec.py``: frames as they are in a prepared set
 _AXIS = 'fsdp'  # batches and weights are split over the same devices
 _LIMIT = float(np.finfo(np.float16).max)
+
+
+def identity(bundle: Bundle) -> dict[str, str | int]:
+  """What stored latents and features depend on: two bundles that agree in it give the same records."""
+  normalisation = f'{bundle.config.vae.latent_mean} {bundle.config.vae.latent_std}'
+  own = {'normalisation': hashlib.sha256(normalisation.encode()).hexdigest()[:16]}
+  return (
+    {part: bundle.hashes[part] for part in PARTS if part in bundle.hashes}
+    | own
+    | {'text_len': bundle.config.dit.text_len}
+  )
 
 
 def build(folder: pathlib.Path, clips, bundle: Bundle, *, name: str, sparse_masks: int):

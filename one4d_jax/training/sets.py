@@ -10,7 +10,6 @@ import numpy as np
 import safetensors.numpy
 import tqdm
 
-from one4d_jax.config import DataConfig, parse_sources
 from one4d_jax.data import pipeline, prepared, procedural, shards
 from one4d_jax.errors import DataError
 
@@ -59,18 +58,18 @@ class Clips(Sequence):
     return procedural.to_record(self.source[self.rows[i]])
 
 
-def training(data: DataConfig) -> list[Set]:
-  """All that is trained on; a source with several clip sizes shares its weight by their numbers of clips.
+def training(data) -> list[Set]:
+  """All that ``config.data`` says to train on; a source of several sizes shares its weight by their numbers of clips.
 
   Raises:
     ConfigError, DataError: a source that is malformed, missing or damaged.
   """
-  return [found for source, weight in parse_sources(data.source) for found in _open(source, 'train', weight, data)]
+  return [found for source, weight in data.sources for found in _open(source, 'train', weight, data)]
 
 
-def validation(data: DataConfig) -> Set:
-  """The first ``data.validation_clips`` of the first source: of its held-out clips or, without those, of the others."""
-  source, weight = parse_sources(data.source)[0]
+def validation(data) -> Set:
+  """The first ``validation_clips`` of the first source: of its held-out clips or, without those, of the others."""
+  source, weight = data.sources[0]
   held_out = _open(source, 'test', weight, data)
   if not held_out:
     tqdm.tqdm.write(f'{source} holds out no clips: validation is on clips of the training', file=sys.stderr)
@@ -79,7 +78,7 @@ def validation(data: DataConfig) -> Set:
   return dataclasses.replace(found, records=procedural.First(found.records, count))
 
 
-def _open(source: str, split: str, weight: float, data: DataConfig) -> list[Set]:
+def _open(source: str, split: str, weight: float, data) -> list[Set]:
   """The sets of a split of one source, largest first."""
   if source == 'procedural':
     return [_procedural(split, weight, data)]
@@ -91,7 +90,7 @@ def _open(source: str, split: str, weight: float, data: DataConfig) -> list[Set]
   return sorted(found, key=lambda one: -len(one.records))
 
 
-def _procedural(split: str, weight: float, data: DataConfig) -> Set:
+def _procedural(split: str, weight: float, data) -> Set:
   size = (data.frames, data.height, data.width)
   split, clips = {'train': ('train', data.clips), 'test': ('val', data.validation_clips)}[split]
   names = dict(zip(('frames', 'height', 'width'), size, strict=True))

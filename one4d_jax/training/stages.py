@@ -168,7 +168,7 @@ class FlowStage(Stage):
     settings = {name: getattr(self.config.train, name) for name in names}
     if one.meta:
       self.check(one)
-      draw = functools.partial(latents.draw, null=one.null, text_len=one.meta['text_len'], **settings)
+      draw = functools.partial(latents.draw, null=one.null, text_len=one.meta['networks']['text_len'], **settings)
       parts = {'vae'} if one.meta['conditions'] == 'frames' else set()
     elif one.name == 'procedural':
       make = functools.partial(latents.build, pathlib.Path(data.cache), bundle=self.bundle)
@@ -182,8 +182,7 @@ class FlowStage(Stage):
 
   def check(self, one: sets.Set) -> None:
     """Raises DataError unless an encoded set was made by the networks that this stage freezes."""
-    here = self.bundle.hashes | {'text_len': self.bundle.config.dit.text_len}
-    there = one.meta['weights'] | {'text_len': one.meta['text_len']}
+    here, there = latents.identity(self.bundle), one.meta['networks']
     if other := [f'{k} {v} (config.model.weights: {here.get(k)})' for k, v in there.items() if here.get(k) != v]:
       raise DataError(f'{one.name} was encoded with {", ".join(other)}; encode it again, or give the weights it is of')
 

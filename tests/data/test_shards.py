@@ -239,3 +239,11 @@ def test_a_damaged_file_is_noticed(tmp_path):
     for payload in shards.read_file(path):
       read.append(payload)
   assert read and read == payloads[: len(read)]
+
+
+def test_the_same_record_is_the_same_bytes():
+  record = {'b': np.float32([1, 2]), 'a': np.uint8([3]), **{f'text {i}': f'värde {i}' for i in range(20)}}
+  data = shards.encode(record)
+  assert all(shards.encode(record) == data for _ in range(20))
+  found = shards.decode(data)
+  assert found['text 7'] == 'värde 7' and found['b'].tolist() == [1, 2] and found['a'].tolist() == [3]

@@ -10,7 +10,7 @@ from one4d_jax.errors import DataError
 
 
 def channel(data: bytes, names: tuple[str, ...], place: str | pathlib.Path) -> Float32[np.ndarray, 'H W']:
-  """The first of the channels ``names`` that the file's bytes hold; ``place`` is how errors call it. Raises DataError."""
+  """The first of the channels ``names`` that the file's bytes hold; errors call it ``place``. Raises DataError."""
   import OpenEXR  # here, as most sets have no such file
 
   try:
