@@ -142,7 +142,7 @@ def stream(folder: pathlib.Path, threads: int) -> dict:
 
 def constants() -> dict:
   """What ``draw`` gets beside the record: the features of the empty prompt."""
-  return {'empty_text': np.zeros((1, TEXT[1]), np.float16), 'text_len': 512}
+  return {'null': np.zeros((1, TEXT[1]), np.float16), 'text_len': 512}
 
 
 def write_recordings(root: pathlib.Path) -> None:

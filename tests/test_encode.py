@@ -146,7 +146,7 @@ def test_killed_in_a_shard_it_continues(data, whole, tmp_path, monkeypatch):
   assert_same_set(out, whole[0])
 
 
-@pytest.mark.parametrize('change', ['data', 'weights', 'conditions', 'shards'])
+@pytest.mark.parametrize('change', ['data', 'networks', 'conditions', 'shards'])
 def test_another_encoding_is_refused_naming_both(data, whole, change, tmp_path):
   settings = json.loads((whole[0] / 'encode.json').read_text())
   (tmp_path / 'encode.json').write_text(json.dumps(settings | {change: 'OTHER'}))

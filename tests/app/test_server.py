@@ -336,6 +336,8 @@ def test_without_gradio_it_says_what_to_install(capsys, monkeypatch):
 def test_at_the_end_nothing_is_left_but_scenes_in_a_named_folder(tmp_path, end, status, named):
   folder = tmp_path / 'new' / 'jobs' if named else None
   code = (
+    'import signal\n'
+    'signal.signal(signal.SIGINT, signal.default_int_handler)\n'  # ignored by what a shell runs in the background
     'from one4d_jax.app import jobs, server\n'
     'class Busy(jobs.Jobs):\n'
     '  def __enter__(self):\n'

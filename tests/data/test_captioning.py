@@ -237,7 +237,8 @@ def test_one_writer_at_a_time(tmp_path):
 
 
 CTRL_C = """
-import sys, time, numpy as np
+import signal, sys, time, numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell runs in the background
 from one4d_jax.data.captioning import Captions, write_captions
 class Slow:
   name = 'slow'
