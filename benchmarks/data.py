@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    write_latents(folder / 'latents')
+    alone(write_latents, folder / 'latents')  # a child starts with the peak of its parent
     tasks = {'raw bytes of the shards': (raw, folder)}
     tasks |= {f'stream, {threads} threads': (stream, folder, threads) for threads in (0, 2, 4)}
     runs = {name: [] for name in tasks}
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
         runs[name].append(alone(*task))
         print(json.dumps({'row': name, **runs[name][-1]}), flush=True)
     latents = {name: median(some) for name, some in runs.items()}
-    write_recordings(folder / 'tartanair')
+    alone(write_recordings, folder / 'tartanair')
     prepare = {name: alone(*task) for name, task in {
       'raw bytes of the files': (raw, folder / 'tartanair'),
       'decoded frame by frame': (decoded, folder),
@@ -118,7 +118,7 @@ def raw(folder: pathlib.Path) -> dict:
 
 
 def stream(folder: pathlib.Path, threads: int) -> dict:
-  """Training batches: shuffled, drawn, padded, in float32 as the step takes them."""
+  """Training batches: shuffled, drawn, padded, as the step takes them."""
   import functools
 
   from one4d_jax.data import pipeline, shards

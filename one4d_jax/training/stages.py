@@ -278,7 +278,8 @@ class One4DStage(FlowStage):
     z_sigma, sigma, target = self.noised(z, key)
     model = dataclasses.replace(self.bundle.model, remat=self.config.model.remat)
     v = model.velocity(frozen['base'], params, z_sigma, sigma, condition)
-    weight = jnp.stack([jnp.ones_like(batch['weight']), batch['weight']])
+    weight = batch['weight'].astype(jnp.float32)
+    weight = jnp.stack([jnp.ones_like(weight), weight])
     rgb, xyz = rectified.loss(v, target, weight)
     return (rgb + xyz) / 2, {'loss_rgb': rgb, 'loss_xyz': xyz}
 
