@@ -56,6 +56,20 @@ def codes(path: pathlib.Path) -> UInt16[np.ndarray, 'H W']:
     return np.asarray(image).astype(np.uint16)
 
 
+def array(path: pathlib.Path) -> np.ndarray:
+  """What an .npy file holds. Raises DataError where it is missing, damaged, pickled or an archive."""
+  try:
+    with reading(path):
+      stored = np.load(path, allow_pickle=False)
+  except DataError:
+    raise
+  except (ValueError, EOFError) as error:
+    raise DataError(f'{path} is damaged or no .npy file: {error}') from error
+  if not isinstance(stored, np.ndarray):
+    raise DataError(f'{path} is an archive of several arrays; expected an .npy file')
+  return stored
+
+
 def arrays(path: pathlib.Path, *names: str) -> tuple[np.ndarray, ...]:
   """The arrays called ``names`` of an .npz file. Raises DataError naming what is missing, damaged or pickled."""
   try:

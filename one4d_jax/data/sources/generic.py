@@ -163,15 +163,9 @@ def _stored_depth(path: pathlib.Path) -> Float32[np.ndarray, 'H W']:
     stored = Npz(path)
     array = stored.array(next(iter(stored.names)) if len(stored.names) == 1 else 'depth')
   else:
-    try:
-      with reading(path):
-        array = np.load(path, allow_pickle=False)
-    except DataError:
-      raise
-    except (ValueError, EOFError) as error:
-      raise DataError(f'{path} is damaged or no .npy file: {error}') from error
-  if getattr(array, 'ndim', 0) != 2 or array.dtype.kind not in 'fiu':
-    raise DataError(f'{path}: expected depth [H W] in numbers, got {getattr(array, "shape", type(array).__name__)}')
+    array = files.array(path)
+  if array.ndim != 2 or array.dtype.kind not in 'fiu':
+    raise DataError(f'{path}: expected depth [H W] in numbers, got {array.dtype} {list(array.shape)}')
   return array.astype(np.float32)
 
 

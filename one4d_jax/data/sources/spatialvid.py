@@ -29,7 +29,7 @@ from one4d_jax.data.clip import Clip
 from one4d_jax.data.frames import natural_key
 from one4d_jax.data.images import reading
 from one4d_jax.data.kept import kept
-from one4d_jax.data.sources import annotations, exr, reconstructed
+from one4d_jax.data.sources import annotations, exr, files, reconstructed
 from one4d_jax.data.sources.npz import opened
 from one4d_jax.data.sources.recording import Listed, Pixels, Recording, clips_of
 from one4d_jax.data.video import cursor
@@ -139,15 +139,9 @@ def _frames(path: pathlib.Path) -> list[int]:
 
 
 def _numbers(path: pathlib.Path, columns: int) -> np.ndarray:
-  try:
-    with reading(path):
-      array = np.load(path, allow_pickle=False)
-  except (ValueError, EOFError) as error:
-    if isinstance(error, DataError):
-      raise
-    raise DataError(f'{path} is damaged or no .npy file: {error}') from error
-  if not isinstance(array, np.ndarray) or array.dtype.kind not in 'fiu' or array.shape[1:] != (columns,):
-    raise DataError(f'{path}: expected numbers [N {columns}], got {getattr(array, "shape", "several arrays")}')
+  array = files.array(path)
+  if array.dtype.kind not in 'fiu' or array.shape[1:] != (columns,):
+    raise DataError(f'{path}: expected numbers [N {columns}], got {array.dtype} {list(array.shape)}')
   return array.astype(np.float64)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from one4d_jax.data.clip import Clip
-from one4d_jax.data.images import decoding, reading, try_open
+from one4d_jax.data.images import decoding, try_open
 from one4d_jax.data.sources import annotations, files
 from one4d_jax.data.sources.recording import Listed, Pixels, Recording, clips_of
 from one4d_jax.errors import DataError
@@ -85,14 +85,8 @@ def _pixels(folder: pathlib.Path, version: '_Version', i: int) -> Pixels:
 
 def _depth_npy(path: pathlib.Path) -> np.ndarray:
   """float32 [H W] of an array of floats, however many bits they have."""
-  try:
-    with reading(path):
-      depth = np.load(path, allow_pickle=False)
-  except (ValueError, EOFError) as error:
-    if isinstance(error, DataError):
-      raise
-    raise DataError(f'{path} is damaged or no .npy file: {error}') from error
-  if not isinstance(depth, np.ndarray) or depth.ndim != 2 or depth.dtype.kind != 'f':
+  depth = files.array(path)
+  if depth.ndim != 2 or depth.dtype.kind != 'f':
     raise DataError(f'{path} is no depth map: expected [height, width] floats in metres')
   return depth.astype(np.float32)
 

@@ -1,9 +1,11 @@
 """What was written and read again, compared with the truth."""
 
 import numpy as np
+import pytest
 
 from one4d_jax.data.clip import Clip
 from one4d_jax.data.sources.recording import Recording
+from one4d_jax.errors import DataError
 
 
 def relative(world_from_cam: np.ndarray) -> np.ndarray:
@@ -44,3 +46,11 @@ def agreement(clip: Clip) -> float:
   known = np.all([still[-1][i, j] for i, j, _ in corners], axis=0)
   inverse = sum(weight / np.where(known, clip.depth[-1][i, j], 1) for i, j, weight in corners)  # linear on a plane
   return float((np.abs(z * inverse - 1) < 1e-3)[known].mean())
+
+
+def check_frame_1_alone_is_spoilt(recording: Recording, says: str) -> None:
+  """Damage to its files does not keep the recording from opening, nor other frames from being read."""
+  assert len(recording) == 6
+  recording.frame(0)
+  with pytest.raises(DataError, match=says):
+    recording.frame(1)

@@ -208,7 +208,7 @@ def test_depth_of_another_kind(tmp_path):
       tartanair._depth_npy(path)
   with open(path, 'wb') as file:
     np.savez(file, value=np.zeros((4, 4)))
-  with pytest.raises(DataError, match='no depth map'):
+  with pytest.raises(DataError, match='archive of several arrays'):
     tartanair._depth_npy(path)
   Image.new('RGB', (16, 16)).save(path, format='PNG')
   with pytest.raises(DataError, match='mode RGB; expected four'):
