@@ -131,9 +131,10 @@ class Stream(Iterator[dict]):
         f'the position {state} was written by another version, so where it was in the data is unknown; '
         'start afresh in another --workdir'
       )
-    if state['fingerprint'] != self._fingerprint:
+    before, now = json.loads(state['fingerprint']), json.loads(self._fingerprint)
+    if [fact[1:] for fact in before] != [fact[1:] for fact in now]:  # a set may have another name by now
       raise DataError(
-        f'the data set is not the one training began with: {_difference(state["fingerprint"], self._fingerprint)}; '
+        f'the data set is not the one training began with: {_difference(before, now)}; '
         'give the same data.source and data as before, or start afresh in another --workdir'
       )
     self.close()
@@ -227,16 +228,15 @@ def _fingerprint(components: Sequence[Component]) -> str:
   return json.dumps(facts)
 
 
-def _difference(before: str, now: str) -> str:
-  before, now = json.loads(before), json.loads(now)
+def _difference(before: list, now: list) -> str:
   names = [[fact[0] for fact in facts] for facts in (before, now)]
   if names[0] != names[1]:
     return f'it was a mixture of {names[0]}, now of {names[1]} (the order counts)'
-  what = ('name', 'number of records', 'content', 'weight', 'bucket')
+  what = ('number of records', 'content', 'weight', 'bucket')
   changes = (
     f'{old[0] or f"number {i}"} has another {label} ({a} before, {b} now)'
     for i, (old, new) in enumerate(zip(before, now, strict=True))
-    for label, a, b in zip(what, old, new, strict=True)
+    for label, a, b in zip(what, old[1:], new[1:], strict=True)
     if a != b
   )
   return ', '.join(changes)

@@ -1,4 +1,5 @@
 import itertools
+import dataclasses
 import json
 import threading
 
@@ -237,6 +238,13 @@ def test_another_data_set_is_refused(now, message):
   state = stream(MIXTURE).get_state()
   with pytest.raises(DataError, match=f'{message}.*or start afresh'):
     stream(now).set_state(state)
+
+
+def test_a_data_set_that_was_moved_is_the_same():
+  moved = [dataclasses.replace(part, name=f'elsewhere/{part.name}') for part in MIXTURE]
+  resumed = stream(moved)
+  resumed.set_state(stream(MIXTURE, start=3).get_state())
+  assert_same([next(resumed)], take(4)[3:])
 
 
 @pytest.mark.parametrize('state', [{'next_index': 5}, {'batch': 5}, {}])
