@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import tqdm
 from PIL import Image
 
 from one4d_jax.data import prepared
@@ -38,7 +39,6 @@ def write(folder: pathlib.Path) -> pathlib.Path:
   rows = {split: some.rows for split, some in sets.items()}
   every = [row for some in rows.values() for row in some]
   reasons, notes = (collections.Counter(name for row in every for name in row[kind]) for kind in ('reasons', 'notes'))
-  first = lambda name: [i for i, row in enumerate(rows['dropped']) if next(iter(row['reasons'])) == name]
   kept = [(split, i) for split in ('train', 'test') for i in range(len(rows.get(split, ())))]
   body = [
     f'<h1>{html.escape(meta["source"])}, {html.escape(folder.name)}</h1>',
@@ -52,14 +52,14 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     _table(_sizes(rows)),
     '<h2>Statistics</h2><p class="faint">Kept clips blue, dropped clips red.</p>',
     f'<img style="width:100%" alt="histograms of all statistics" src="{_histograms(rows)}">',
-    '<h2>Kept</h2>',
-    _sheet((sets[split], i) for split, i in _spread(kept, _KEPT)),
   ]
+  first = lambda name: [i for i, row in enumerate(rows['dropped']) if next(iter(row['reasons'])) == name]
+  sheets = {'Kept': [(sets[split], i) for split, i in _spread(kept, _KEPT)]}
   for name, _ in reasons.most_common():
-    body += [
-      f'<h2>Dropped: {html.escape(name)}</h2>',
-      _sheet((sets['dropped'], i) for i in _spread(first(name), _DROPPED)),
-    ]
+    sheets[f'Dropped: {name}'] = [(sets['dropped'], i) for i in _spread(first(name), _DROPPED)]
+  with tqdm.tqdm(total=sum(map(len, sheets.values())), desc='report', unit='clip') as bar:
+    for title, chosen in sheets.items():
+      body += [f'<h2>{html.escape(title)}</h2>', _sheet(chosen, bar)]
   body += _list('Could not be read', [f'{p["name"]}: {p["problem"]}' for p in meta['problems']])
   body += _list('Taken for granted, though no public document says it', meta['unverified'])
   page = f'<!doctype html><meta charset="utf-8"><title>{html.escape(meta["source"])}</title><style>{_STYLE}</style>'
@@ -99,13 +99,14 @@ def _spread(items: Sequence, count: int) -> list:
   return [items[i] for i in chosen]
 
 
-def _sheet(chosen: Iterable[tuple[prepared.Source, int]]) -> str:
+def _sheet(chosen: Iterable[tuple[prepared.Source, int]], bar: tqdm.tqdm) -> str:
   figures = []
   for source, i in chosen:
     row = source.rows[i]
     notes = [row['id'], *row['reasons'].values(), *row['notes'].values(), row['caption'][:160]]
     text = '<br>'.join(html.escape(note) for note in notes if note)
     figures.append(f'<figure><img alt="" src="{_strip(source[i])}"><figcaption>{text}</figcaption></figure>')
+    bar.update()
   return f'<div class="sheet">{"".join(figures)}</div>' if figures else '<p>None.</p>'
 
 
