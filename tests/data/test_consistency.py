@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from one4d_jax.data import consistency, curate
-from tests.data.faults import FAULTS, SPLITS, clip, moved, noisy, rejected, unmarked
+from tests.data.faults import FAULTS, SPLITS, clip, moved, noisy, rebased, rejected, unmarked
 
 MOVING = (('medium', 4), ('hard', 4), ('hard', 5))  # rises, dollies out, orbits
 
