@@ -9,7 +9,6 @@ colours and no mask of what moves. Faults are put into those whose camera moves.
 
 import argparse
 import concurrent.futures
-import json
 import multiprocessing
 import os
 import pathlib
@@ -19,19 +18,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # run a
 
 from tqdm import tqdm
 
-from benchmarks.page import publish
+from benchmarks import page
 from one4d_jax import cli
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 SEEDS = range(200, 208)
 GOOD = 'none'
-
-
-def parser() -> argparse.ArgumentParser:
-  p = argparse.ArgumentParser(prog='python benchmarks/curation.py', description=__doc__.split('\n')[0])
-  p.add_argument('--out', metavar='FILE', default=str(ROOT / 'benchmarks/results/curation.json'))
-  p.add_argument('--page', metavar='FILE', default=str(ROOT / 'docs/curation.md'))
-  return p
 
 
 def main(args: argparse.Namespace) -> None:
@@ -48,14 +39,9 @@ def main(args: argparse.Namespace) -> None:
     fault: {'clips': len(pairs), 'exact': sum(a for a, _ in pairs), 'noisy': sum(b for _, b in pairs)}
     for fault, pairs in rows.items()
   }
-  out, page = pathlib.Path(args.out), pathlib.Path(args.page)
-  out.write_text(json.dumps(results, indent=1) + '\n')
   lines = ['| fault | clips | dropped, exact | dropped, noisy and unmasked |', '|---|---|---|---|']
   lines += [f'| {name} | {row["clips"]} | {row["exact"]} | {row["noisy"]} |' for name, row in results.items()]
-  text = '\n'.join(lines) + '\n'
-  print(text)
-  publish(page, 'curation', text)
-  print(f'{out} and {page} written')
+  page.record(args, results, {'curation': '\n'.join(lines)})
 
 
 def rejected(fault: str, level: str, seed: int) -> tuple[bool, bool] | None:
@@ -70,4 +56,4 @@ def rejected(fault: str, level: str, seed: int) -> tuple[bool, bool] | None:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main, parser()))
+  sys.exit(cli.run(main, page.parser('curation', __doc__, page='docs/curation.md')))

@@ -25,21 +25,13 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import numpy as np
 
-from benchmarks.page import publish
+from benchmarks import page
 from one4d_jax import cli
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECORDS, BATCH, BATCHES = 64, 8, 24
 LATENT, TEXT, IMAGE = (21, 44, 78, 16), (180, 4096), (257, 1280)
 REPEATS = 3
 CLIPS, SIZE = 4, (480, 640)
-
-
-def parser() -> argparse.ArgumentParser:
-  p = argparse.ArgumentParser(prog='python benchmarks/data.py', description=__doc__.split('\n')[0])
-  p.add_argument('--out', metavar='FILE', default=str(ROOT / 'benchmarks/results/data.json'))
-  p.add_argument('--page', metavar='FILE', default=str(ROOT / 'docs/data.md'))
-  return p
 
 
 def main(args: argparse.Namespace) -> None:
@@ -61,14 +53,9 @@ def main(args: argparse.Namespace) -> None:
       'prepare, 1 process': (prepared, folder, 1),
       'prepare, 2 processes': (prepared, folder, 2),
     }.items()}  # fmt: skip
-  out, page = pathlib.Path(args.out), pathlib.Path(args.page)
   about = {'cpus': os.cpu_count(), 'python': platform.python_version(), 'records': RECORDS, 'batch': BATCH}
-  out.write_text(json.dumps(about | {'latents': latents, 'prepare': prepare}, indent=1) + '\n')
-  texts = {'data-latents': table(latents, 'record'), 'data-prepare': table(prepare, 'clip')}
-  for name, text in texts.items():
-    print(text)
-    publish(page, name, text)
-  print(f'{out} and {page} written')
+  tables = {'data-latents': table(latents, 'record'), 'data-prepare': table(prepare, 'clip')}
+  page.record(args, about | {'latents': latents, 'prepare': prepare}, tables)
 
 
 def alone(task, *args) -> dict:
@@ -198,4 +185,4 @@ def table(rows: dict[str, dict], unit: str) -> str:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main, parser()))
+  sys.exit(cli.run(main, page.parser('data', __doc__, page='docs/data.md')))

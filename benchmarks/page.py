@@ -1,11 +1,34 @@
-"""Measured tables in the documentation: between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``."""
+"""Where the measurements go: a JSON file, and a page of the documentation."""
 
+import argparse
+import json
 import pathlib
 import re
+from collections.abc import Mapping
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def parser(name: str, about: str, *, page: str) -> argparse.ArgumentParser:
+  """The command line of a benchmark with its two files; ``about`` is the docstring of its script."""
+  p = argparse.ArgumentParser(prog=f'python benchmarks/{name}.py', description=about.split('\n')[0])
+  p.add_argument('--out', metavar='FILE', default=str(ROOT / f'benchmarks/results/{name}.json'))
+  p.add_argument('--page', metavar='FILE', default=str(ROOT / page))
+  return p
+
+
+def record(args: argparse.Namespace, results: dict, tables: Mapping[str, str]) -> None:
+  """Writes the results, prints the tables and puts each into its block of the page."""
+  out, page = pathlib.Path(args.out), pathlib.Path(args.page)
+  out.write_text(json.dumps(results, indent=1) + '\n')
+  for name, text in tables.items():
+    print(text)
+    publish(page, name, text)
+  print(f'{out} and {page} written')
 
 
 def publish(page: pathlib.Path, name: str, text: str) -> None:
-  """Replaces the block ``name`` of a page; raises ValueError where the page has none."""
+  """Replaces what is between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``; ValueError where the page has none."""
   block = re.compile(rf'(?<=<!-- {name}:begin -->\n).*?(?=<!-- {name}:end -->)', re.DOTALL)
   content, found = block.subn(lambda _: text.rstrip('\n') + '\n', page.read_text())
   if not found:

@@ -8,7 +8,6 @@ table in ``docs/conversion.md``.
 
 import argparse
 import importlib.metadata
-import json
 import os
 import pathlib
 import sys
@@ -18,19 +17,11 @@ import textwrap
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # run as a file
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-from benchmarks.page import publish
+from benchmarks import page
 from one4d_jax import cli
 from one4d_jax.errors import UserError
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ('jax', 'torch', 'diffusers', 'transformers')
-
-
-def parser() -> argparse.ArgumentParser:
-  p = argparse.ArgumentParser(prog='python benchmarks/parity.py', description=__doc__.split('\n')[0])
-  p.add_argument('--out', metavar='FILE', default=str(ROOT / 'benchmarks/results/parity.json'))
-  p.add_argument('--page', metavar='FILE', default=str(ROOT / 'docs/conversion.md'))
-  return p
 
 
 def main(args: argparse.Namespace) -> None:
@@ -47,10 +38,7 @@ def main(args: argparse.Namespace) -> None:
         rows.append(result._asdict())
         print(line(rows[-1]), flush=True)
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-  out, page = pathlib.Path(args.out), pathlib.Path(args.page)
-  out.write_text(json.dumps({'versions': versions, 'rows': rows}, indent=1) + '\n')
-  publish(page, 'parity', table(versions, rows))
-  print(f'{out} and {page} written')
+  page.record(args, {'versions': versions, 'rows': rows}, {'parity': table(versions, rows)})
 
 
 def line(row: dict) -> str:
@@ -71,4 +59,4 @@ def table(versions: dict[str, str], rows: list[dict]) -> str:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main, parser()))
+  sys.exit(cli.run(main, page.parser('parity', __doc__, page='docs/conversion.md')))

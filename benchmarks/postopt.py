@@ -22,18 +22,15 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # run as a file
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-from benchmarks.page import publish
+from benchmarks import page
 from one4d_jax import cli
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL, LARGE, LARGEST = (20, 64, 96), (81, 352, 624), (81, 480, 832)
 NOISE = ('exact', '1%', '5%', '1% smooth', '5% smooth', '5% and 10% outliers')
 
 
 def parser() -> argparse.ArgumentParser:
-  p = argparse.ArgumentParser(prog='python benchmarks/postopt.py', description=__doc__.split('\n')[0])
-  p.add_argument('--out', metavar='FILE', default=str(ROOT / 'benchmarks/results/postopt.json'))
-  p.add_argument('--page', metavar='FILE', default=str(ROOT / 'docs/geometry.md'))
+  p = page.parser('postopt', __doc__, page='docs/geometry.md')
   p.add_argument('--runs', metavar='N', type=int, default=3, help='timed fits a method, after one that compiles')
   p.add_argument('--memory', metavar='STRIDE', type=int, help='only measure memory with this stride (0: the default)')
   return p
@@ -149,12 +146,8 @@ def main(args: argparse.Namespace) -> None:
     held.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
     print(held[-1], flush=True)
   versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'numpy', 'optax')}
-  out, page = pathlib.Path(args.out), pathlib.Path(args.page)
-  out.write_text(
-    json.dumps({'versions': versions, 'cores': os.cpu_count(), 'rows': rows, 'memory': held}, indent=1) + '\n'
-  )
-  publish(page, 'postopt', table(versions, rows, held))
-  print(f'{out} and {page} written')
+  results = {'versions': versions, 'cores': os.cpu_count(), 'rows': rows, 'memory': held}
+  page.record(args, results, {'postopt': table(versions, rows, held)})
 
 
 def line(row: dict) -> str:

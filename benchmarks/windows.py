@@ -19,10 +19,9 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import numpy as np
 
-from benchmarks.page import publish
+from benchmarks import page
 from one4d_jax import cli
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 FRAMES, HEIGHT, WIDTH = 200, 64, 96
 LENGTHS = (50, 100, 150, 200)
 SEEDS = (1, 2)  # scenes of level hard, split test: the camera travels and turns, things move
@@ -35,25 +34,14 @@ ERRORS = {  # of each window, independently: (noise over the median depth, cells
 }
 
 
-def parser() -> argparse.ArgumentParser:
-  p = argparse.ArgumentParser(prog='python benchmarks/windows.py', description=__doc__.split('\n')[0])
-  p.add_argument('--out', metavar='FILE', default=str(ROOT / 'benchmarks/results/windows.json'))
-  p.add_argument('--page', metavar='FILE', default=str(ROOT / 'docs/geometry.md'))
-  return p
-
-
 def main(args: argparse.Namespace) -> None:
   rows = []
   for name, (level, *_) in ERRORS.items():
     for window in WINDOWS if level else WINDOWS[-1:]:
       rows.append(mean([measure(seed, name, window) for seed in SEEDS]) | {'errors': name, 'window': window})
       print(json.dumps(rows[-1]), flush=True)
-  out, page = pathlib.Path(args.out), pathlib.Path(args.page)
-  out.write_text(json.dumps({'frames': FRAMES, 'size': [HEIGHT, WIDTH], 'seeds': SEEDS, 'rows': rows}, indent=1) + '\n')
-  text = table(rows)
-  print(text)
-  publish(page, 'windows', text)
-  print(f'{out} and {page} written')
+  results = {'frames': FRAMES, 'size': [HEIGHT, WIDTH], 'seeds': SEEDS, 'rows': rows}
+  page.record(args, results, {'windows': table(rows)})
 
 
 def measure(seed: int, errors: str, window: int) -> dict:
@@ -159,4 +147,4 @@ def table(rows: list[dict]) -> str:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main, parser()))
+  sys.exit(cli.run(main, page.parser('windows', __doc__, page='docs/geometry.md')))
