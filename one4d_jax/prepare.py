@@ -3,7 +3,7 @@
 python -m one4d_jax.prepare --source tartanair --root DOWNLOADS/tartanair --out DATA
 python -m one4d_jax.prepare --source tartanair --root DOWNLOADS/tartanair --out DATA --config.limits.consistency=0.6
 python -m one4d_jax.prepare --verify DATA/tartanair/1.0.0
-python -m one4d_jax.prepare --inspect DATA/tartanair/1.0.0 --record 3 --scene out/
+python -m one4d_jax.prepare --inspect DATA/tartanair/1.0.0 --record 3 --out out/
 
 The same command again goes on where the last one stopped. With other limits it sorts what is there into a new version;
 the downloads are not read again.
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
   )
   p.add_argument('--source', choices=sources.NAMES, help='which data set; docs/data.md says what each one needs')
   p.add_argument('--root', metavar='DIR', help='where its downloads were unpacked')
-  p.add_argument('--out', metavar='DIR', help='the set is written to DIR/SOURCE/VERSION')
+  p.add_argument('--out', metavar='DIR', help='the set is written to DIR/SOURCE/VERSION; with --record: the scene')
   p.add_argument('--workers', type=int, default=os.cpu_count(), metavar='N', help='processes (default: %(default)s)')
   p.add_argument('--limit', type=int, metavar='N', help='only the first N recordings, for a first look')
   p.add_argument('--strict', action='store_true', help='stop at what cannot be read, instead of naming it at the end')
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument('--inspect', metavar='DIR', help='say what a set or one file of it holds')
   p.add_argument('--split', default='train', help='for --record (default: %(default)s)')
   p.add_argument('--record', type=int, metavar='I', help='with --inspect: write record I as a scene for the viewer')
-  p.add_argument('--scene', metavar='DIR', default='out', help='where to (default: %(default)s)')
+  p.add_argument('--overwrite', action='store_true', help='with --record: replace a scene that is there')
   cli.add_config(p, about='clips, sizes, limits of the filters')
   return p
 
@@ -88,10 +88,12 @@ def _verify(args: argparse.Namespace) -> None:
 def _inspect(args: argparse.Namespace) -> None:
   from one4d_jax.data import inspect
 
+  if args.record is not None and not args.out:
+    raise UserError('--record needs --out, the folder of the scene; see --help')
   print(inspect.describe(args.inspect))
   if args.record is not None:
-    for path in inspect.write_scene(args.inspect, args.record, args.scene, split=args.split):
-      print(path)
+    made = inspect.write_scene(args.inspect, args.record, args.out, split=args.split, overwrite=args.overwrite)
+    print(*made, sep='\n')
 
 
 if __name__ == '__main__':

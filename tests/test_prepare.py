@@ -45,12 +45,17 @@ def test_from_downloads_to_a_set_and_its_page(capsys, downloads, tmp_path):
 
 
 def test_inspect_and_a_record_as_a_scene(capsys, made, tmp_path):
-  status, out, _ = run(capsys, '--inspect', made, '--record', 1, '--scene', tmp_path / 'scene')
+  status, out, _ = run(capsys, '--inspect', made, '--record', 1, '--out', tmp_path / 'scene')
   assert status == 0 and 'tartanair' in out and str(tmp_path / 'scene' / 'scene.html') in out
   clip, scene = prepared.open(made)[1], scenes.load(tmp_path / 'scene')
   np.testing.assert_array_equal(scene.rgb, clip.rgb)
   np.testing.assert_array_equal(scene.depth, clip.depth)
   assert scene.observed.all() and scene.scale == 1
+  again = ('--inspect', made, '--record', 0, '--out', tmp_path / 'scene')
+  status, _, err = run(capsys, *again)
+  assert status == 2 and '--overwrite' in err
+  assert run(capsys, *again, '--overwrite')[0] == 0
+  np.testing.assert_array_equal(scenes.load(tmp_path / 'scene').rgb, prepared.open(made)[0].rgb)
 
 
 def test_verify(capsys, made, tmp_path):
@@ -71,6 +76,7 @@ def test_verify(capsys, made, tmp_path):
     (('--source', 'tartanair', '--root', '.', '--out', 'y', '--captions', 'gpt'), 'gpt'),
     (('--verify', 'x', '--inspect', 'y'), 'give one of'),
     (('--verify', 'nowhere'), 'nowhere is no prepared set'),
+    (('--inspect', 'x', '--record', '3'), '--record needs --out'),
     (('--inspect', 'nowhere'), 'nowhere holds no data set'),
   ],
 )  # fmt: skip
