@@ -144,7 +144,7 @@ def networks(weights):
 
 def _claim(out: pathlib.Path, settings: dict) -> None:
   """The folder is for these settings, or for none. Raises DataError, naming what it was made with."""
-  from one4d_jax.training.encoding import replace
+  from one4d_jax.training.encoding import write_json
 
   path = out / SETTINGS
   if path.is_file():
@@ -154,7 +154,7 @@ def _claim(out: pathlib.Path, settings: dict) -> None:
       raise DataError(f'{out} was encoded with {differ}; give another --out, or what it was begun with')
     return
   out.mkdir(parents=True, exist_ok=True)
-  replace(path, settings)
+  write_json(path, settings)
 
 
 if __name__ == '__main__':

@@ -72,10 +72,8 @@ def _prepare(args: argparse.Namespace) -> None:
   made = preparation.finish(job)
   if captioner is not None:
     made = preparation.caption(job, made, captioner, per_minute=args.captions_per_minute)
-  page = report.write(made)
-  for line in report.summary(made):
-    print(line)
-  print(made, page, sep='\n')
+  page, lines = report.write(made)
+  print(*lines, made, page, sep='\n')
 
 
 def _verify(args: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ import tqdm
 from one4d_jax.data import captioners, captioning, codec, curate, prepared, shards, sources
 from one4d_jax.data.sources.recording import Recording, cuts
 from one4d_jax.errors import DataError
+from one4d_jax.model.files import write_whole
 
 WORK, PLAN, CAPTIONS = 'work', 'plan.json', 'captions.jsonl'
 SPLITS = ('train', 'test', 'dropped')
@@ -110,7 +111,7 @@ def plan(job: Job, *, limit: int | None = None) -> dict:
     **{name: sorted(some) for name, some in notes.items()},
   }
   job.work.mkdir(parents=True, exist_ok=True)
-  _write_json(path, made)
+  write_whole(path, json.dumps(made))
   return made
 
 
@@ -184,8 +185,8 @@ def _by_beam(make: Callable[[int], int], numbers: Sequence[int], options: str) -
 
 def make_unit(job: Job, number: int) -> int:
   """Cuts, measures and stores the clips of one unit; how many it was to make."""
-  plan = _plan(job)
-  clips = plan['clips'][number * plan['unit'] :][: plan['unit']]
+  made = _plan(job)
+  clips = made['clips'][number * made['unit'] :][: made['unit']]
   payloads, rows, problems = {}, [], []
   for name, start, stop, step in clips:
     try:
@@ -196,7 +197,8 @@ def make_unit(job: Job, number: int) -> int:
         raise
       problems.append({'name': f'{job.source}/{name} {start}:{stop}:{step}', 'problem': _one_line(error)})
       continue
-    rows.append(row | {'split': assign(row, job.curation)})
+    reasons = curate.reasons(row['statistics'], job.curation.limits)
+    rows.append(row | {'split': _split(row, reasons, job.curation)})
     payloads[row['id']] = payload
   _store(job, number, rows, payloads, problems)
   return len(clips)
@@ -215,19 +217,11 @@ def _curated(job: Job, name: str, indices: range) -> tuple[dict, bytes]:
   return row, prepared.serialise(codec.encode(clip, quality=job.curation.quality))
 
 
-def assign(row: dict, curation: curate.Curation, copies: dict[str, str] | None = None) -> str:
-  """The split of a clip. ``copies`` names the clip that each duplicate repeats, once all clips are known."""
-  if why(row, curation, copies):
+def _split(row: dict, reasons: dict[str, str], curation: curate.Curation) -> str:
+  """Where a clip belongs; ``reasons`` are those to drop it."""
+  if reasons:
     return 'dropped'
   return 'test' if curate.held_out(row['scene'], curation.held_out) else 'train'
-
-
-def why(row: dict, curation: curate.Curation, copies: dict[str, str] | None = None) -> dict[str, str]:
-  """Filter -> sentence, for every filter that a clip fails."""
-  found = dict(curate.reasons(row['statistics'], curation.limits))
-  if copies and row['id'] in copies:
-    found['duplicate'] = f'shows the same as {copies[row["id"]]}'
-  return found
 
 
 def is_finished(job: Job, number: int) -> bool:
@@ -247,7 +241,7 @@ def _store(job: Job, number: int, rows: list[dict], payloads: dict[str, bytes], 
     some = [payloads[row['id']] for row in rows if row['split'] == split]
     if some:
       files[split] = shards.write_file(_unit_path(job, number).with_suffix(f'.{split}.array_record'), some)
-  _write_json(_unit_path(job, number), {'files': files, 'rows': rows, 'problems': problems})
+  write_whole(_unit_path(job, number), json.dumps({'files': files, 'rows': rows, 'problems': problems}))
 
 
 # -- The set ----------------------------------------------------------------------------------------------------------
@@ -261,10 +255,12 @@ def finish(job: Job) -> pathlib.Path:
   made, texts = _plan(job), captioning.Captions(job.folder / CAPTIONS)
   units = [_read_json(_unit_path(job, number)) for number in range(job.units)]
   rows = [row for unit in units for row in unit['rows']]
-  kept = {row['id']: curate.hashes(row['statistics']) for row in rows if not why(row, job.curation)}
-  copies = curate.duplicates(kept, job.curation.limits)
+  reasons = {row['id']: curate.reasons(row['statistics'], job.curation.limits) for row in rows}
+  kept = {row['id']: curate.hashes(row['statistics']) for row in rows if not reasons[row['id']]}
+  for name, first in curate.duplicates(kept, job.curation.limits).items():
+    reasons[name]['duplicate'] = f'shows the same as {first}'
   for number, unit in enumerate(units):
-    wanted = [row | {'split': assign(row, job.curation, copies)} for row in unit['rows']]
+    wanted = [row | {'split': _split(row, reasons[row['id']], job.curation)} for row in unit['rows']]
     if wanted != unit['rows']:
       units[number] = _redistribute(job, number, unit, wanted)
 
@@ -275,7 +271,7 @@ def finish(job: Job) -> pathlib.Path:
         files[split].append(job.work / unit['files'][split]['file'])
     for row in (row for unit in units for row in unit['rows'] if row['split'] == split):
       text = texts.get(row['id']) or row['caption']
-      facts = {'reasons': why(row, job.curation, copies), 'notes': curate.notes(row['statistics'])}
+      facts = {'reasons': reasons[row['id']], 'notes': curate.notes(row['statistics'])}
       listed.append(row | {'caption': text, **facts})
   if not listed:
     raise DataError(f'none of the {len(made["clips"])} clips under {job.root} could be read: {made["problems"][:3]}')
@@ -364,12 +360,6 @@ def _read_json(path: pathlib.Path) -> dict:
     return json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise DataError(f'{path} cannot be read ({error}); remove it and run the same command again') from error
-
-
-def _write_json(path: pathlib.Path, value: dict) -> None:
-  temporary = path.with_name(f'.{path.name}.partial')
-  temporary.write_text(json.dumps(value))
-  temporary.replace(path)
 
 
 def _pairs(values: dict, names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ import collections
 import html
 import io
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tqdm
@@ -32,18 +32,22 @@ figcaption { font-size: .8rem; overflow-wrap: anywhere; } ul { padding-left: 1.2
 """
 
 
-def write(folder: pathlib.Path) -> pathlib.Path:
-  """Writes ``report.html`` into the folder of a prepared set. Raises DataError as ``prepared.open`` does."""
+def write(folder: pathlib.Path) -> tuple[pathlib.Path, list[str]]:
+  """Writes ``report.html`` into the folder of a prepared set; it, and in a few lines what came of how many clips.
+
+  Raises DataError as ``prepared.open`` does.
+  """
   meta = prepared.read_meta(folder)
   sets = {split: prepared.open(folder, split) for split in prepared.splits(folder)}
   rows = {split: some.rows for split, some in sets.items()}
   every = [row for some in rows.values() for row in some]
   reasons, notes = (collections.Counter(name for row in every for name in row[kind]) for kind in ('reasons', 'notes'))
   kept = [(split, i) for split in ('train', 'test') for i in range(len(rows.get(split, ())))]
+  counts = _counts(rows, meta['problems'])
   body = [
     f'<h1>{html.escape(meta["source"])}, {html.escape(folder.name)}</h1>',
     f'<p class="faint">{html.escape("; ".join(meta["licence"]))}</p>',
-    _table(_counts(rows, meta['problems'])),
+    _table(counts),
     '<h2>Dropped, by reason</h2><p class="faint">A clip may fail several filters.</p>',
     _table([(name, count, _example(every, name, 'reasons')) for name, count in reasons.most_common()]),
     '<h2>Noted, not dropped</h2>',
@@ -64,15 +68,9 @@ def write(folder: pathlib.Path) -> pathlib.Path:
   body += _list('Taken for granted, though no public document says it', meta['unverified'])
   page = f'<!doctype html><meta charset="utf-8"><title>{html.escape(meta["source"])}</title><style>{_STYLE}</style>'
   write_whole(folder / FILE, page + '\n'.join(body))
-  return folder / FILE
-
-
-def summary(folder: pathlib.Path) -> list[str]:
-  """What came of how many clips, in a few lines."""
-  rows = {split: prepared.open(folder, split).rows for split in prepared.splits(folder)}
-  reasons = collections.Counter(name for row in rows.get('dropped', ()) for name in row['reasons'])
-  lines = ['  '.join(filter(None, line)) for line in _counts(rows, prepared.read_meta(folder)['problems'])]
-  return lines + ([f'dropped for: {", ".join(f"{name} {n}" for name, n in reasons.most_common())}'] if reasons else [])
+  lines = ['  '.join(filter(None, line)) for line in counts]
+  dropped = ', '.join(f'{name} {count}' for name, count in reasons.most_common())
+  return folder / FILE, lines + ([f'dropped for: {dropped}'] if dropped else [])
 
 
 def _counts(rows: dict[str, list[dict]], problems: list[dict]) -> list[tuple]:
@@ -120,7 +118,7 @@ def _strip(clip: Clip) -> str:
   image = Image.fromarray(np.concatenate(rows))
   scale = 2 * _HEIGHT / image.height
   image = image.resize((round(image.width * scale), 2 * _HEIGHT), Image.Resampling.BOX)
-  return _address(image, 'JPEG', quality=80)
+  return _address(image.save, 'jpeg', quality=80)
 
 
 def _histograms(rows: dict[str, list[dict]]) -> str:
@@ -151,15 +149,14 @@ def _histograms(rows: dict[str, list[dict]]) -> str:
     axes.tick_params(labelsize=7)
     axes.xaxis.get_major_locator().set_params(nbins=4)
     axes.set_yticks([])
-  out = io.BytesIO()
-  figure.savefig(out, format='png')
-  return f'data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}'
+  return _address(figure.savefig, 'png')
 
 
-def _address(image: Image.Image, kind: str, **options) -> str:
+def _address(save: Callable, kind: str, **options) -> str:
+  """A picture as a data address; ``save`` writes it to a file."""
   out = io.BytesIO()
-  image.save(out, kind, **options)
-  return f'data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}'
+  save(out, format=kind, **options)
+  return f'data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}'
 
 
 def _table(lines: Iterable[tuple]) -> str:

@@ -1,11 +1,12 @@
 """Tables of an evaluation: pooled per method and level, then every clip; JSON for programs, Markdown for people."""
 
 import json
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
+
+from one4d_jax.model.files import write_whole
 
 Row = dict[str, Any]
 
@@ -82,9 +83,7 @@ def markdown(title: str, rows: dict[str, list[Row]], notes: list[str]) -> str:
 def write(path: pathlib.Path, content: str | bytes) -> None:
   """Writes a file that is whole or absent: under a temporary name, then renamed."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
-  part.write_bytes(content.encode() if isinstance(content, str) else content)
-  part.replace(path)
+  write_whole(path, content)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

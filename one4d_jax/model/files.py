@@ -30,10 +30,10 @@ def find_parts(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   return {part: place for part, place in found.items() if place is not None}
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
-  """Replaces a small file at once."""
-  temporary = path.with_name(path.name + '.partial')
-  temporary.write_text(text)
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+  """Replaces a small file at once. Machines may write the same one at the same time."""
+  temporary = path.with_name(f'{path.name}.{os.uname().nodename}-{os.getpid()}.partial')
+  temporary.write_bytes(content.encode() if isinstance(content, str) else content)
   os.replace(temporary, path)
 
 

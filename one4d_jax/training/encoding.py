@@ -10,7 +10,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -24,6 +23,7 @@ from one4d_jax.data.clip import signed
 from one4d_jax.data.procedural import to_record
 from one4d_jax.errors import DataError
 from one4d_jax.model import pointmap
+from one4d_jax.model.files import write_whole
 from one4d_jax.training import latents
 from one4d_jax.training.sets import CONSTANTS
 from one4d_jax.viewer.pictures import video_sheet
@@ -76,12 +76,9 @@ def plan(
   return shards
 
 
-def replace(path: pathlib.Path, content: dict | bytes) -> None:
-  """Writes a small file whole. Machines may write the same one at the same time."""
-  content = content if isinstance(content, bytes) else (json.dumps(content, indent=1) + '\n').encode()
-  temporary = path.with_name(f'{path.name}.{os.uname().nodename}-{os.getpid()}.partial')
-  temporary.write_bytes(content)
-  os.replace(temporary, path)
+def write_json(path: pathlib.Path, value: dict) -> None:
+  """Writes a small file whole."""
+  write_whole(path, json.dumps(value, indent=1) + '\n')
 
 
 # -- Shards --------------------------------------------------------------------------------------------------------
@@ -110,7 +107,7 @@ def write(own: Sequence[Shard], sources, encoder: Callable, *, strict: bool) -> 
           yield files.encode(record)
 
       found = files.write_file(shard.path, payloads())
-      replace(shard.path.with_suffix('.json'), found | {'failed': failed, 'schema': schema})
+      write_json(shard.path.with_suffix('.json'), found | {'failed': failed, 'schema': schema})
 
 
 def _records(shard: Shard, source, encoder, pool, bar, note: Callable) -> Iterator[dict]:
@@ -179,7 +176,7 @@ def finish(shards: Sequence[Shard], sources, encoder, settings: dict) -> None:
     kept = [shard.done for shard in parts if shard.done['count']]
     if not kept:
       continue
-    replace(folder / CONSTANTS, constants)
+    write_whole(folder / CONSTANTS, constants)
     meta = settings | {
       'kind': 'latents',
       'value': 'posterior mean, normalised per channel',
@@ -194,7 +191,7 @@ def finish(shards: Sequence[Shard], sources, encoder, settings: dict) -> None:
       'shards': [{name: found[name] for name in ('file', 'count', 'bytes', 'sha256')} for found in kept],
       'meta': meta,
     }
-    replace(folder / files.INDEX, index)
+    write_json(folder / files.INDEX, index)
 
 
 def _failed(shards: Sequence[Shard]) -> list[dict]:
@@ -212,7 +209,7 @@ def check(out: pathlib.Path, shards: Sequence[Shard], sources, encoder, tell: Ca
       found |= mean | {'checked': checked}
       png = io.BytesIO()
       Image.fromarray(video_sheet(pictures, zoom=1)).save(png, 'PNG')
-      replace(out / f'{folder.name}.png', png.getvalue())
+      write_whole(out / f'{folder.name}.png', png.getvalue())
       tell(f'{folder.name}: {found["clips"]} clips; {len(checked)} decoded again: RGB {mean["psnr"]:.1f} dB, '
            f'points off by {mean["pointmap_error"]:.1%} of their distance')  # fmt: skip
       if not mean['psnr'] >= PSNR:
@@ -223,7 +220,7 @@ def check(out: pathlib.Path, shards: Sequence[Shard], sources, encoder, tell: Ca
       tell(f'WARNING: {folder.name} lacks {len(named)} clips that could not be encoded: '
            + '; '.join(named[:5] + ['…'] * (len(named) > 5)))  # fmt: skip
     report[folder.name] = found
-  replace(out / REPORT, report)
+  write_json(out / REPORT, report)
 
 
 def _sample(records: files.Source, source, encoder) -> tuple[list[dict], list[np.ndarray]]:

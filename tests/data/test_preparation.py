@@ -158,7 +158,7 @@ def test_a_damaged_file_costs_its_clip_and_is_named(job, tmp_path):
   problems = prepared.read_meta(made)['problems']
   assert len(problems) == 1 and image.name in problems[0]['problem']
   assert len(set(ids(whole, 'train')) - set(ids(made, 'train'))) == 1
-  page = report.write(made).read_text()
+  page = report.write(made)[0].read_text()
   assert image.name in page and 'could not be read' in page
 
 

@@ -68,17 +68,3 @@ def array(path: pathlib.Path) -> np.ndarray:
   if not isinstance(stored, np.ndarray):
     raise DataError(f'{path} is an archive of several arrays; expected an .npy file')
   return stored
-
-
-def arrays(path: pathlib.Path, *names: str) -> tuple[np.ndarray, ...]:
-  """The arrays called ``names`` of an .npz file. Raises DataError naming what is missing, damaged or pickled."""
-  try:
-    with reading(path), np.load(path, allow_pickle=False) as stored:
-      absent = [name for name in names if name not in stored]
-      if absent:
-        raise DataError(f'{path} has no array {", ".join(absent)}; it holds {", ".join(stored) or "nothing"}')
-      return tuple(stored[name] for name in names)
-  except DataError:
-    raise
-  except Exception as error:  # zipfile, zlib and NumPy between them raise nearly every kind on damaged bytes
-    raise DataError(f'{path} is damaged or no .npz file: {error}') from error

@@ -20,6 +20,7 @@ from jaxtyping import Float64
 
 from one4d_jax.data.clip import Clip
 from one4d_jax.data.sources import annotations, files
+from one4d_jax.data.sources.npz import Npz
 from one4d_jax.data.sources.recording import Listed, Pixels, Recording, clips_of
 from one4d_jax.errors import DataError
 
@@ -89,9 +90,9 @@ def _open(folder: pathlib.Path) -> Recording:
 
 def _annotation(path: pathlib.Path, count: int) -> tuple[Float64[np.ndarray, 'N 3 3'], Float64[np.ndarray, 'N 4 4']]:
   """Intrinsics and extrinsics of the first ``count`` frames, NaN where the file ends before."""
-  stored = files.arrays(path, 'intrinsics', 'extrinsics')
-  result = []
-  for name, array, side in zip(('intrinsics', 'extrinsics'), stored, (3, 4), strict=True):
+  stored, result = Npz(path), []
+  for name, side in (('intrinsics', 3), ('extrinsics', 4)):
+    array = stored.array(name)
     if array.ndim != 3 or array.shape[1:] != (side, side) or array.dtype.kind != 'f':
       raise DataError(f'{path}: {name} are {array.dtype} {array.shape}; expected floats (frames, {side}, {side})')
     rows = np.full((count, side, side), np.nan)
