@@ -24,22 +24,38 @@ def run(
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.expanduser('~/.cache/one4d_jax'))
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   argv = sys.argv[1:] if argv is None else list(argv)
-  overrides = [a.removeprefix(_OVERRIDE) for a in argv if a.startswith(_OVERRIDE)]
-  argv = [a for a in argv if not a.startswith(_OVERRIDE)]
   parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
-  parser.error = _raise_usage  # instead of the usage text in several lines
   try:
-    args = parser.parse_args(argv)
-    if overrides and not hasattr(args, 'config'):
-      raise UserError(f'{_OVERRIDE}{overrides[0]} changes a configuration, and this command has none; see --help')
-    args.overrides = overrides
-    main(args)
+    main(parse(parser, argv))
   except (UserError, OSError, KeyboardInterrupt) as error:
     if '--debug' in argv:
       raise
-    print(f'error: {_one_line(error)}', file=sys.stderr)
+    print(f'error: {one_line(error)}', file=sys.stderr)
     return 2
   return 0
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+  """The arguments, with those of the configuration in ``overrides``. Raises UserError in place of a usage text."""
+  overrides = [a.removeprefix(_OVERRIDE) for a in argv if a.startswith(_OVERRIDE)]
+  parser.error = _raise_usage
+  args = parser.parse_args([a for a in argv if not a.startswith(_OVERRIDE)])
+  if overrides and not hasattr(args, 'config'):
+    raise UserError(f'{_OVERRIDE}{overrides[0]} changes a configuration, and this command has none; see --help')
+  args.overrides = overrides
+  return args
+
+
+def process(text: str | None) -> tuple[int, int]:
+  """``--process I/N`` as numbers, by default what JAX knows. Raises UserError."""
+  if text is None:
+    import jax
+
+    return jax.process_index(), jax.process_count()
+  index, _, count = text.partition('/')
+  if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+    raise UserError(f'--process {text}: expected I/N with I in 0 .. N-1, as in 0/8')
+  return int(index), int(count)
 
 
 def add_config(
@@ -55,7 +71,8 @@ def _raise_usage(message: str):
   raise UserError(f'{message}; see --help')
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+  """What an error says to people."""
   if isinstance(error, KeyboardInterrupt):
     return 'interrupted'
   if isinstance(error, OSError) and error.strerror:

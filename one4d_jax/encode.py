@@ -55,21 +55,9 @@ def main(args: argparse.Namespace) -> None:
     pathlib.Path(args.out),
     sparse_masks=args.sparse_masks,
     frames=args.frames,
-    process=process(args.process),
+    process=cli.process(args.process),
     strict=args.strict,
   )
-
-
-def process(text: str | None) -> tuple[int, int]:
-  """``'I/N'`` as numbers, by default what JAX knows. Raises UserError."""
-  if text is None:
-    import jax
-
-    return jax.process_index(), jax.process_count()
-  index, _, count = text.partition('/')
-  if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-    raise UserError(f'--process {text}: expected I/N with I in 0 .. N-1, as in 0/8')
-  return int(index), int(count)
 
 
 def encode(

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import pathlib
 
 import numpy as np
@@ -87,6 +88,25 @@ def read(args: argparse.Namespace) -> Request:
   )
 
 
+def check(args: argparse.Namespace) -> tuple[int, int, int]:
+  """The checks of ``read`` as far as they need no look into the input; the folder of the scene is not looked at.
+
+  Returns frames (at most), height and width of the scene. Raises UserError.
+  """
+  check_numbers(args)
+  weights = pathlib.Path(args.weights) if args.weights else EMBEDDED
+  sizes, prompt = read_sizes(weights), read_prompt(args)
+  if args.input is None:
+    return text_request(args, sizes, prompt=prompt or '', weights=weights, out=pathlib.Path(args.out)).video.shape[:3]
+  if not os.path.exists(args.input):
+    raise DataError(f'{args.input} does not exist')
+  if args.observed is not None:
+    parse_observed(args.observed)
+  windows(args, sizes, 1)
+  most = most_frames(sizes) if args.frames == 'all' else count_frames(args, sizes, known=0)
+  return most, sizes['height'], sizes['width']
+
+
 def text_request(
   args: argparse.Namespace, sizes: dict, *, prompt: str, weights: pathlib.Path, out: pathlib.Path
 ) -> Request:
@@ -124,12 +144,17 @@ def count_frames(args: argparse.Namespace, sizes: dict, *, known: int) -> int:
       raise UserError(f'--frames {count}: the input has {known} frames; give a number up to that, or all')
   else:
     count = min(known, sizes['frames']) if known > 1 else sizes['frames']
-  most = MOST_PIXELS // (sizes['height'] * sizes['width'])
+  most = most_frames(sizes)
   if count > most:
     raise UserError(
       f'{count} frames of {sizes["width"]}x{sizes["height"]} are too many for one scene; give --frames {most} or fewer'
     )
   return count
+
+
+def most_frames(sizes: dict) -> int:
+  """Of a scene that fits in memory."""
+  return MOST_PIXELS // (sizes['height'] * sizes['width'])
 
 
 def windows(args: argparse.Namespace, sizes: dict, frames: int) -> list[range]:
@@ -160,14 +185,19 @@ def choose_observed(args: argparse.Namespace, known: int) -> tuple[str, list[int
     return 'sparse', np.flatnonzero(observed_frames('sparse', known, fraction=args.sparsity)).tolist()
   if args.observed is None:
     return 'video', list(range(known))
-  try:
-    chosen = sorted({int(part) for part in args.observed.split(',')})
-  except ValueError as error:
-    raise UserError(f'--observed {args.observed!r}: give frame numbers with commas between, such as 0,8,16') from error
+  chosen = parse_observed(args.observed)
   outside = [i for i in chosen if not 0 <= i < known]
   if outside:
     raise UserError(f'--observed {outside[0]} is out of range: the clip has frames 0 to {known - 1} after frame choice')
   return ('video' if len(chosen) == known else 'sparse'), chosen
+
+
+def parse_observed(text: str) -> list[int]:
+  """The frames of a list like ``0,8,16``, increasing. Raises UserError."""
+  try:
+    return sorted({int(part) for part in text.split(',')})
+  except ValueError as error:
+    raise UserError(f'--observed {text!r}: give frame numbers with commas between, such as 0,8,16') from error
 
 
 def check_numbers(args: argparse.Namespace) -> None:
@@ -181,7 +211,7 @@ def check_numbers(args: argparse.Namespace) -> None:
   }
   for name, (fits, rule) in rules.items():
     value = getattr(args, name)
-    if value is not None and not (math.isfinite(value) and fits(value)):
+    if value is not None and not (abs(value) < math.inf and fits(value)):
       raise UserError(f'--{name} {value} {rule}')
   if args.frames not in (None, 'all') and not _is_count(args.frames):
     raise UserError(f"--frames {args.frames[:20]!r} must be a whole number from 1, or 'all'")

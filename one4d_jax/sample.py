@@ -5,6 +5,7 @@ python -m one4d_jax.sample --input clip.mp4 --out out/         a whole video
 python -m one4d_jax.sample --input clip.mp4 --observed 0,8,16  some of its frames
 python -m one4d_jax.sample --input photo.jpg --prompt "..."    an image
 python -m one4d_jax.sample --prompt "a red ball rolls"         text alone
+python -m one4d_jax.sample --input list.jsonl --out scenes/    many scenes, one a line; the same command continues
 """
 
 import argparse
@@ -22,9 +23,11 @@ import time
 from collections.abc import Callable
 
 from one4d_jax import cli
+from one4d_jax.errors import UserError
 from one4d_jax.postopt.options import FitOptions
 
 SOLVERS = ('euler', 'unipc', 'dpm++')
+LIST = '.jsonl'  # what a list of scenes is known by
 SLOWEST = 5.0  # frames a second at which a scene is played; frames chosen from a long clip lie further apart
 
 
@@ -33,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
   p = argparse.ArgumentParser(
     prog='python -m one4d_jax.sample', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  p.add_argument('--input', metavar='FILE_OR_FOLDER', help='image, video, animation, or folder of frames')
+  p.add_argument('--input', metavar='FILE_OR_FOLDER', help='image, video, animation, folder of frames, or list of '
+                 'scenes (.jsonl), for whose lines the other flags are the defaults')  # fmt: skip
   text = p.add_mutually_exclusive_group()
   text.add_argument('--prompt', metavar='TEXT', help='what the scene shows')
   text.add_argument('--prompt-file', metavar='FILE', help='the same from a text file')
@@ -57,11 +61,20 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument('--guidance', metavar='G', type=float, help=f'classifier-free guidance; {own}')
   p.add_argument('--shift', metavar='S', type=float, help=f'timestep shift; {own}')
   p.add_argument('--solver', choices=SOLVERS, help=own)
+  p.add_argument('--process', metavar='I/N', help='of a list: take every N-th scene from the I-th on (default: as JAX '
+                 'says)')  # fmt: skip
+  p.add_argument('--strict', action='store_true', help='of a list: stop at a scene that cannot be made')
   return p
 
 
 def main(args: argparse.Namespace) -> None:
-  """``produce`` with a progress bar and the list of files."""
+  """``produce`` with a progress bar and the list of files; or all scenes of a list."""
+  if args.input and args.input.endswith(LIST):
+    from one4d_jax import batch
+
+    return batch.main(args)
+  if args.process or args.strict:
+    raise UserError(f'--process and --strict are for a list of scenes; give --input list{LIST}, or leave them out')
   with Bar() as bar:
     paths = produce(args, report=bar)
   print(*paths, sep='\n')
