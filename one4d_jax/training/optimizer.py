@@ -3,6 +3,8 @@
 import jax
 import optax
 
+from one4d_jax.training import moments
+
 
 def schedule(*, learning_rate: float, warmup: int, steps: int, kind: str) -> optax.Schedule:
   """Linear warm-up, then constant, or a cosine down to a tenth at ``steps``."""
@@ -15,12 +17,20 @@ def schedule(*, learning_rate: float, warmup: int, steps: int, kind: str) -> opt
 
 
 def make(
-  *, learning_rate: float, warmup: int, steps: int, kind: str, weight_decay: float, clip_norm: float
+  *,
+  learning_rate: float,
+  warmup: int,
+  steps: int,
+  kind: str,
+  weight_decay: float,
+  clip_norm: float,
+  state: str = 'float32',
 ) -> optax.GradientTransformation:
-  """The optimizer of every stage. Weight decay spares vectors (norms, biases)."""
+  """The optimizer of every stage. Weight decay spares vectors (norms, biases).
+
+  ``kind`` is the schedule's, ``state`` that of the moments between steps: one of ``moments.KINDS``.
+  """
   rate = schedule(learning_rate=learning_rate, warmup=warmup, steps=steps, kind=kind)
   mask = lambda tree: jax.tree.map(lambda a: a.ndim > 1, tree)
-  return optax.chain(
-    optax.clip_by_global_norm(clip_norm),
-    optax.adamw(rate, b1=0.9, b2=0.99, weight_decay=weight_decay, mask=mask),
-  )
+  adam = optax.adamw(rate, b1=0.9, b2=0.99, weight_decay=weight_decay, mask=mask)
+  return optax.chain(optax.clip_by_global_norm(clip_norm), moments.compressed(adam, state))
