@@ -6,7 +6,7 @@ from one4d_jax.config import defaults
 def common():
   c = defaults()
   c.model.dtype = 'float32'
-  c.model.remat = False
+  c.model.remat = 'none'
 
   c.data.source = 'procedural'
   c.data.cache = 'runs/tiny/data'

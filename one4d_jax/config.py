@@ -21,7 +21,10 @@ from one4d_jax.errors import ConfigError
 from one4d_jax.flow.solvers import SOLVERS
 from one4d_jax.model.bundle import Sizes
 from one4d_jax.model.one4d import AdapterConfig
+from one4d_jax.nn import remat
+from one4d_jax.parallel import mesh, sequence
 from one4d_jax.structs import from_dict
+from one4d_jax.training import moments
 from one4d_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
 
 STAGES = ('vae', 'base', 'one4d')
@@ -38,7 +41,8 @@ class ModelConfig:
   image: CLIPConfig = CLIPConfig()
   adapters: AdapterConfig = AdapterConfig()
   dtype: str = 'bfloat16'  # of arithmetic and stored base
-  remat: bool = True
+  int8: bool = False  # the frozen base's linears, as they lie on the devices
+  remat: str = 'block'  # what the backward pass keeps: none, block, attention_saved, offload (nn/remat.py)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,14 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+  """How a run uses its devices."""
+
+  mesh: str = 'fsdp'  # a preset (fsdp, fsdp_modality, fsdp_sequence, tensor), or sizes as in 'fsdp=-1,sequence=4'
+  attention: str = 'ulysses'  # or 'ring', over the tokens of a sample where the mesh has sequence > 1
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """The recipe of one stage; defaults are the paper's (Sec. 4.1) where it tells."""
 
@@ -95,6 +107,7 @@ class TrainConfig:
   schedule: str = 'constant'  # or 'cosine', to a tenth
   weight_decay: float = 0.0
   clip_norm: float = 1.0
+  optimizer_state: str = 'float32'  # or 'bfloat16', 'int8'
   ema: float = 0.0  # decay of the averaged weights; 0 keeps none
   shift: float = 5.0
   tasks: tuple[float, ...] = (0.35, 0.30, 0.35)  # image, sparse, video
@@ -106,8 +119,13 @@ class TrainConfig:
   seed: int = 0
   log_every: int = 10
   save_every: int = 250
-  keep: int = 2
+  keep: int = 2  # newest checkpoints
+  keep_every: int = 0  # and those of every so many steps, for good; 0: none
   validate_every: int = 500
+  spike: float = 10.0  # a gradient so many times longer than usual is skipped; 0: none is
+  patience: int = 20  # steps skipped in a row that end the run
+  hang_seconds: float = 3600.0  # without a step end the process; 0: never
+  wandb: str = ''  # project that metrics also go to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +144,7 @@ class Config:
 
   model: ModelConfig = ModelConfig()
   data: DataConfig = DataConfig()
+  parallel: ParallelConfig = ParallelConfig()
   train: TrainConfig = TrainConfig()
   sample: SampleConfig = SampleConfig()
   workdir: str = ''  # where the run lives when the command line does not say
@@ -221,11 +240,29 @@ def check(config: Config) -> None:
     problems.append(f'train.tasks={train.tasks} must be three shares (image, sparse, video) that sum to 1')
   if model.dtype not in ('bfloat16', 'float32'):
     problems.append(f"model.dtype={model.dtype!r} must be 'bfloat16' or 'float32'")
-  if train.schedule not in ('constant', 'cosine'):
-    problems.append(f"train.schedule={train.schedule!r} must be 'constant' or 'cosine'")
-  if config.sample.solver not in SOLVERS:
-    problems.append(f'sample.solver={config.sample.solver!r} must be one of {", ".join(SOLVERS)}')
-  for name in ('steps', 'batch', 'accumulation', 'log_every', 'save_every', 'validate_every', 'keep'):
+  chosen = {
+    'model.remat': (model.remat, remat.POLICIES),
+    'parallel.attention': (config.parallel.attention, sequence.METHODS),
+    'train.schedule': (train.schedule, ('constant', 'cosine')),
+    'train.optimizer_state': (train.optimizer_state, moments.KINDS),
+    'sample.solver': (config.sample.solver, SOLVERS),
+  }
+  problems += [f'{k}={v!r} must be one of {", ".join(some)}' for k, (v, some) in chosen.items() if v not in some]
+  try:
+    sizes = mesh.parse(config.parallel.mesh)
+  except ConfigError as error:
+    problems.append(f'parallel.mesh: {error}')
+  else:
+    heads = model.dit.heads
+    if heads % sizes['tensor'] or model.dit.ffn_width % sizes['tensor']:
+      problems.append(f'parallel.mesh={config.parallel.mesh!r}: tensor must divide model.dit.heads={heads} and '
+                      f'ffn_width={model.dit.ffn_width}')  # fmt: skip
+    if sizes['cfg'] != 1:
+      problems.append(f'parallel.mesh={config.parallel.mesh!r}: cfg is an axis of sampling; training has none')
+  for name in ('spike', 'hang_seconds', 'keep_every'):
+    if getattr(train, name) < 0:
+      problems.append(f'train.{name}={getattr(train, name)} must be 0 (off) or more')
+  for name in ('steps', 'batch', 'accumulation', 'log_every', 'save_every', 'validate_every', 'keep', 'patience'):
     if getattr(train, name) < 1:
       problems.append(f'train.{name}={getattr(train, name)} must be at least 1')
   if problems:

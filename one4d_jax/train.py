@@ -10,15 +10,17 @@ import json
 import pathlib
 import subprocess
 import sys
-import time
 
 from one4d_jax import cli
+from one4d_jax.parallel import distributed
 
 
 def parser() -> argparse.ArgumentParser:
   p = argparse.ArgumentParser(prog='python -m one4d_jax.train', description=__doc__.split('\n')[0])
   cli.add_config(p, default='configs/one4d.py')
   p.add_argument('--workdir', metavar='DIR', help='checkpoints, metrics, pictures, export; default: from the config')
+  p.add_argument('--resume', action='store_true', help='stop unless the workdir holds a checkpoint to go on from')
+  distributed.add_flags(p)
   return p
 
 
@@ -28,8 +30,9 @@ def main(args: argparse.Namespace) -> None:
   config = configs.load(args.config, args.overrides)
   workdir = pathlib.Path(args.workdir or config.workdir)
   require_inputs(config)
+  distributed.start(args)
   workdir.mkdir(parents=True, exist_ok=True)
-  train(config, workdir)
+  train(config, workdir, must_resume=args.resume)
 
 
 def require_inputs(config) -> None:
@@ -78,30 +81,46 @@ def require_set(folder: pathlib.Path) -> None:
     )
 
 
-def train(config, workdir: pathlib.Path) -> None:
+def train(config, workdir: pathlib.Path, *, must_resume: bool = False) -> None:
+  import functools
+
+  import flax.linen as nn
   import jax
-  import jax.numpy as jnp
   import numpy as np
   from tqdm import tqdm
 
   from one4d_jax import config as configs
   from one4d_jax.data import pipeline
-  from one4d_jax.errors import ConfigError, UserError
+  from one4d_jax.errors import CheckpointError
   from one4d_jax.model import bundle as bundles
+  from one4d_jax.model.files import write_whole
+  from one4d_jax.parallel import load, rules
+  from one4d_jax.parallel import mesh as meshes
+  from one4d_jax.parallel.layout import MeshLayout, batch_sharding, check_batch, rows
+  from one4d_jax.training import latents, metrics
   from one4d_jax.training import optimizer as optimizers
-  from one4d_jax.training.checkpoint import Checkpoints
-  from one4d_jax.training.metrics import Writer
+  from one4d_jax.training.checkpoint import Checkpoints, difference
+  from one4d_jax.training.interrupt import Interrupt
+  from one4d_jax.training.journal import Journal
+  from one4d_jax.training.speed import Speed
   from one4d_jax.training.stages import STAGES
   from one4d_jax.training.step import init_state, make_step
+  from one4d_jax.training.watchdog import Watchdog
   from one4d_jax.viewer.pictures import save_png
 
   settings, code = config.train, commit()
-  say = lambda text: tqdm.write(text, file=sys.stderr)
+  main = jax.process_index() == 0
+  say = lambda text: tqdm.write(text, file=sys.stderr) if main else None
+
+  # -- The mesh ----------------------------------------------------------------------------------------------------
+  mesh = meshes.make(config.parallel.mesh)
+  layout = MeshLayout(mesh, config.parallel.attention)
+  check_batch(mesh, settings.batch, heads=config.model.dit.heads, attention=config.parallel.attention)
 
   # -- What the stage builds on -----------------------------------------------------------------------------------
   before = bundles.Bundle({}, configs.sizes(config), {})
   if config.model.weights:
-    loaded = bundles.load(config.model.weights)
+    loaded = load.open_bundle(config.model.weights)
     kept = dataclasses.replace(configs.sizes(config), vae=loaded.config.vae)
     if settings.stage == 'one4d':
       kept = dataclasses.replace(kept, dit=loaded.config.dit, text=loaded.config.text, image=loaded.config.image)
@@ -109,83 +128,133 @@ def train(config, workdir: pathlib.Path) -> None:
       say(f'{config.model.weights} has other adapters than config.model.adapters: starting from fresh ones')
       loaded = loaded.without('adapters')
     before = dataclasses.replace(loaded, config=kept)
-  say(
-    f'{settings.stage}: {workdir}, weights {before.hash or "none"}, '
-    f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-  )
+  weights_hash = before.hash + '-int8' * config.model.int8
+  say(f'{settings.stage}: {workdir}, weights {weights_hash or "none"}, {meshes.describe(mesh)}')
 
   # -- Data, parameters, optimizer ---------------------------------------------------------------------------------
   stage = STAGES[settings.stage](config, before)
+  frozen = {name: load.part(before, name, mesh, int8=config.model.int8 and name == 'base') for name in stage.frozen}
   rate = dict(
     learning_rate=settings.learning_rate, warmup=settings.warmup, steps=settings.steps, kind=settings.schedule
   )
-  optimizer = optimizers.make(**rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm)
-  params = stage.given or jax.jit(stage.init)(jax.random.key(settings.seed))
-  params = jax.tree.map(jnp.asarray, params)
-  state = init_state(params, optimizer, seed=settings.seed, ema=settings.ema)
-  step_fn = make_step(stage.loss, optimizer, accumulation=settings.accumulation, ema=settings.ema)
-  frozen = jax.device_put(stage.frozen)
-  say(f'{sum(x.size for x in jax.tree.leaves(params)):,} trainable parameters, '
-      f'{sum(x.size for x in jax.tree.leaves(frozen)):,} frozen')  # fmt: skip
+  optimizer = optimizers.make(
+    **rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, state=settings.optimizer_state
+  )
+  fresh = functools.partial(init_state, optimizer=optimizer, seed=settings.seed, ema=settings.ema)
+  key = np.asarray(jax.random.key_data(jax.random.key(settings.seed)))
+  init = lambda key, frozen: stage.init(jax.random.wrap_key_data(key), frozen)
+  named = jax.eval_shape(init, key, frozen)
+  abstract = jax.eval_shape(fresh, nn.unbox(named))
+  shardings = rules.state_shardings(abstract, named, mesh)
+  step_fn = make_step(
+    stage.loss,
+    optimizer,
+    accumulation=settings.accumulation,
+    ema=settings.ema,
+    spike=settings.spike,
+    layout=layout,
+    shardings=shardings,
+  )
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  say(f'{count(abstract.params):,} trainable parameters, {count(frozen):,} frozen')
+
+  which, of = rows(mesh)
+  samples = settings.batch * settings.accumulation
+
+  def place(batch: dict) -> dict:
+    put = lambda x: jax.make_array_from_process_local_data(batch_sharding(mesh), x, (samples, *x.shape[1:]))
+    return batch | {name: put(value) for name, value in latents.arrays(batch).items()}
+
+  batches = pipeline.batches(
+    stage.components(), batch_size=samples // of, seed=settings.seed, process_index=which, process_count=of, place=place
+  )
 
   # -- Resume: the newest whole checkpoint, else the beginning -----------------------------------------------------
-  checkpoints = Checkpoints(workdir, every=settings.save_every, keep=settings.keep, weights_hash=before.hash)
-  processes = jax.process_count()
-  if settings.batch * settings.accumulation % processes:
-    raise ConfigError(
-      f'train.batch x train.accumulation = {settings.batch * settings.accumulation} samples must divide evenly among '
-      f'{processes} processes'
-    )
-  batches = pipeline.batches(
-    stage.components(),
-    batch_size=settings.batch * settings.accumulation // processes,
-    seed=settings.seed,
-    process_index=jax.process_index(),
-    process_count=processes,
-    place=jax.device_put,
+  values = json.loads(configs.to_json(config))
+  checkpoints = Checkpoints(
+    workdir,
+    every=settings.save_every,
+    keep=settings.keep,
+    keep_every=settings.keep_every,
+    weights_hash=weights_hash,
+    config=values,
   )
   if checkpoints.latest is not None:
-    state, position = checkpoints.restore(state)
-    batches.set_state(position)
+    spread = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    state, about = checkpoints.restore(jax.tree.map(spread, abstract, shardings))
+    batches.set_state(about['data'])
     say(f'resumed at step {int(state.step)}')
-  (workdir / 'config.json').write_text(configs.to_json(config))
-  writer = Writer(workdir)
+    for line in difference(about['config'], values):
+      say(f'changed since then: {line}')
+  elif must_resume:
+    raise CheckpointError(f'no checkpoint in {workdir}; leave --resume out to begin there, or name another --workdir')
+  else:
+    if stage.given is None:
+      begin = jax.jit(lambda key, frozen: nn.unbox(init(key, frozen)), out_shardings=shardings.params)
+      params = begin(key, frozen)
+    else:
+      params = load.put(stage.given, shardings.params)
+    state = jax.jit(fresh, out_shardings=shardings)(params)
+    del params
+  start = int(state.step)
+  if main:
+    write_whole(workdir / 'config.json', configs.to_json(config))
+  writer = metrics.Writer(workdir, resume_step=start, enabled=main, wandb=settings.wandb)
+  journal = Journal(workdir, settings.patience, jax.process_index())
+  speed = Speed(stage.work(), samples, mesh)
   averaged = lambda state: state.average if settings.ema else state.params
 
   # -- Loop --------------------------------------------------------------------------------------------------------
-  start = int(state.step)
-  since, window = time.time(), []
-  with tqdm(total=settings.steps, initial=start, desc=settings.stage, unit='step', smoothing=0.05) as bar:
+  stopped, step = False, start
+  with (
+    Interrupt() as interrupt,
+    Watchdog(settings.hang_seconds, say) as watchdog,
+    tqdm(
+      total=settings.steps, initial=start, desc=settings.stage, unit='step', smoothing=0.05, disable=not main
+    ) as bar,
+  ):
     for step in range(start + 1, settings.steps + 1):
-      state, metrics = step_fn(state, frozen, next(batches))
-      window.append(metrics)
+      batch = next(batches)
+      state, found = step_fn(state, frozen, latents.arrays(batch))
+      journal.add(step, found, batch['id'].tolist())
+      watchdog.beat(step)
       bar.update()
-      if step % settings.log_every == 0 or step == settings.steps:
-        mean = {k: float(np.mean([float(m[k]) for m in window])) for k in metrics}
-        if not np.isfinite(mean['loss']):
-          raise UserError(f'loss is {mean["loss"]} near step {step} ({mean}); lower train.learning_rate and run again')
-        samples = len(window) * settings.batch * settings.accumulation
-        writer.scalars(step, mean | {'samples_per_second': samples / (time.time() - since)})
-        bar.set_postfix({k: f'{v:.3g}' for k, v in mean.items()})
-        since, window = time.time(), []
-      checkpoints.save(state, batches.get_state(), step=step, force=step == settings.steps)
-      if step % settings.validate_every == 0 or step == settings.steps:
-        results, picture = stage.validate(averaged(state))
-        writer.scalars(step, {f'validation/{k}': v for k, v in results.items()})
-        writer.image(step, 'validation', picture)
-        save_png(picture, workdir / f'validation-{step:06d}.png')
-        say(f'step {step}: ' + ', '.join(f'{k} {v:.3g}' for k, v in results.items()))
-        since = time.time()
+      last, stopped = step == settings.steps, interrupt.stops(step)
+      if step % settings.log_every == 0 or last:
+        means = journal.drain()
+        writer.scalars(step, means | speed.rates(means['seconds_per_step']) | stage.observe(state.params) | memory())
+        bar.set_postfix({k: f'{v:.3g}' for k, v in means.items() if '/' not in k and k != 'seconds_per_step'})
+      with watchdog.paused():
+        if checkpoints.due(step) or last or stopped:
+          checkpoints.save(state, batches.get_state(), step=step)
+        if stopped and not last:
+          break
+        if step % settings.validate_every == 0 or last:
+          params = averaged(state)
+          results, picture = stage.validate(params, frozen, layout)
+          results |= stage.validation_loss(params, frozen, layout)
+          writer.scalars(step, {f'validation/{k}': v for k, v in results.items()})
+          writer.image(step, 'validation', picture)
+          if main:
+            save_png(picture, workdir / f'validation-{step:06d}.png')
+          say(f'step {step}: ' + ', '.join(f'{k} {v:.3g}' for k, v in results.items() if '@' not in k))
+          journal.pause()
   checkpoints.close()
   batches.close()
   writer.close()
+  if stopped and step < settings.steps:
+    say(f'asked to stop: step {step} is saved; the same command continues')
+    return
 
   # -- What the next stage, or sampling, starts from ---------------------------------------------------------------
-  finished = stage.finished(averaged(state))
+  params = load.gathered(averaged(state))
+  if not main:
+    return
+  finished = stage.finished(params)
   record = {
     'config': dataclasses.asdict(config),
     'steps': int(state.step),
-    'metrics': last_metrics(workdir),
+    'metrics': metrics.last(workdir),
     'commit': code,
   }
   name = pathlib.Path(config.workdir).name  # of the preset's run: 'vae', 'vae_long', 'base', 'one4d'
@@ -202,14 +271,6 @@ def commit() -> str:
   except FileNotFoundError:
     return ''
   return found.stdout.strip()
-
-
-def last_metrics(workdir: pathlib.Path) -> dict:
-  """The last value of everything that was logged."""
-  values = {}
-  for line in (workdir / 'metrics.jsonl').read_text().splitlines():
-    values |= json.loads(line)
-  return {k: v for k, v in values.items() if k != 'time'}
 
 
 if __name__ == '__main__':

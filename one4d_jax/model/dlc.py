@@ -9,8 +9,6 @@ A layer is the block mapped over the modality axis with the base held fixed, so 
 layer's slot, so any subset of layers may be linked, nothing is padded and no part of a stack is copied.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from one4d_jax.checks import checked
 from one4d_jax.errors import ConfigError
+from one4d_jax.nn import partition, remat
 from one4d_jax.wan import dit
 from one4d_jax.wan.config import DiTConfig
 
@@ -59,8 +58,7 @@ def run(
   *,
   link_layers: tuple[int, ...],
   precision: dit.Precision = dit.BFLOAT16,
-  remat: bool = True,
-  modality_axis: str | None = None,  # mesh axis that shards the two branches, if any
+  policy: str = 'block',  # of nn/remat.py
 ) -> Float[Array, 'm b s d']:
   """Both branches through all layers. ``adapters`` is the only differentiated argument."""
   block = dit.WanBlock(cfg, precision)
@@ -69,17 +67,18 @@ def run(
   def branch(lora, x, params):
     return block.apply({'params': params, 'lora': lora}, x, context)
 
-  both_branches = jax.vmap(branch, in_axes=(0, 0, None), spmd_axis_name=modality_axis)
+  layout = partition.current()
+  axis = None if layout is None else layout.modality_axis
+  both_branches = jax.vmap(branch, in_axes=(0, 0, None), spmd_axis_name=axis)
 
   # One checkpoint around block, gather and link: whatever is indexed outside it becomes a saved residual.
   def layer(x, inputs):
     params, lora, slot = inputs
+    x = remat.layer_input(partition.constrain(x, 'modality', 'batch', 'tokens', 'embed'))
     x = both_branches(lora, x, params)
     if link_layers:
       x = jax.lax.cond(slot < 0, lambda x: x, lambda x: control_link(x, links[slot]), x)
     return x, None
 
-  if remat:
-    layer = functools.partial(jax.checkpoint, prevent_cse=False)(layer)
-  x, _ = jax.lax.scan(layer, x, (blocks, adapters['lora'], link_slots(link_layers, cfg.layers)))
+  x, _ = jax.lax.scan(remat.layer(layer, policy), x, (blocks, adapters['lora'], link_slots(link_layers, cfg.layers)))
   return x

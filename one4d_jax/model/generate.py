@@ -7,11 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from one4d_jax.errors import ShapeError
 from one4d_jax.flow.sampling import sample
 from one4d_jax.model import umc
 from one4d_jax.model.bundle import Bundle, Sizes
+from one4d_jax.nn import partition
 
 _CHUNK = 4  # latent frames the VAE works on at a time
 
@@ -35,6 +37,7 @@ def generate(
   shift: float | None = None,
   solver: str | None = None,
   progress: Callable[[int], None] | None = None,
+  layout: partition.Layout | None = None,
 ) -> Generated:
   """One 4D scene. What is ``None`` takes the bundle's default.
 
@@ -42,6 +45,7 @@ def generate(
     video: float32 ``[F H W 3]`` in [-1, 1]; frames that are not observed are ignored. F = 4n+1, sides multiples of 16.
     observed: bool ``[F]``; all False is text alone, frame 0 alone an image, all True reconstruction.
     progress: called with the number of each step.
+    layout: how the networks use the mesh on which the bundle's parameters lie; every process of it must call this.
 
   Raises:
     ShapeError: ``video`` and ``observed`` do not belong together, or sizes the networks cannot take.
@@ -59,11 +63,10 @@ def generate(
     guidance=config.guidance if guidance is None else float(guidance),
     shift=config.shift if shift is None else float(shift),
     solver=config.solver if solver is None else solver,
+    layout=layout,
   )
   with _reporting(progress):
-    rgb, xyz = run(
-      bundle.params, jnp.asarray(video)[None], jnp.asarray(observed)[None], ids, mask, jax.random.key(seed)
-    )
+    rgb, xyz = run(bundle.params, video[None], observed[None], ids, mask, np.uint32(seed))
     return Generated(np.asarray(rgb), np.asarray(xyz))
 
 
@@ -92,7 +95,9 @@ def _report(step) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(config: Sizes, *, steps: int, guidance: float, shift: float, solver: str):
+def _compiled(
+  config: Sizes, *, steps: int, guidance: float, shift: float, solver: str, layout: partition.Layout | None
+):
   parts = Bundle({}, config, {})
   vae, model = parts.vae, parts.model
   f = lambda frames: (frames - 1) // 4 + 1
@@ -105,8 +110,7 @@ def _compiled(config: Sizes, *, steps: int, guidance: float, shift: float, solve
     positive = umc.make_condition(encode, video, observed, text[:1], image)
     return positive, positive.replace(text=text[1:])
 
-  @jax.jit
-  def run(params, video, observed, ids, mask, key):
+  def run(params, video, observed, ids, mask, seed):
     positive, negative = condition(params, video, observed, ids, mask)
 
     def velocity(z, sigma, condition):
@@ -116,7 +120,7 @@ def _compiled(config: Sizes, *, steps: int, guidance: float, shift: float, solve
     _, frames, height, width, _ = video.shape
     shape = (2, 1, f(frames), height // 8, width // 8, config.vae.latent_channels)
     z = sample(
-      key,
+      jax.random.key(seed),
       velocity,
       positive,
       negative,
@@ -130,4 +134,9 @@ def _compiled(config: Sizes, *, steps: int, guidance: float, shift: float, solve
     )
     return vae.decode(params['vae'], z[:, 0], chunk=_CHUNK)
 
-  return run
+  def traced(*args):
+    with partition.using(layout):
+      return run(*args)
+
+  whole = None if layout is None else NamedSharding(layout.mesh, PartitionSpec())
+  return jax.jit(traced, out_shardings=whole)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from one4d_jax.checks import checked
 from one4d_jax.model import dlc
 from one4d_jax.model.umc import Condition
-from one4d_jax.nn import embed, lora
+from one4d_jax.nn import embed, lora, partition
 from one4d_jax.wan import dit
 from one4d_jax.wan.config import DiTConfig
 
@@ -37,8 +37,7 @@ class One4D:
   cfg: DiTConfig
   adapters: AdapterConfig = AdapterConfig()
   precision: dit.Precision = dit.BFLOAT16
-  remat: bool = True
-  modality_axis: str | None = None
+  remat: str = 'block'  # of nn/remat.py
 
   def init_base(self, key: jax.Array) -> dict:
     """A random base, boxed with logical axes. Real runs load converted Wan weights of the same shapes."""
@@ -94,8 +93,8 @@ class One4D:
       context,
       link_layers=self.adapters.link_layers,
       precision=precision,
-      remat=self.remat,
-      modality_axis=self.modality_axis,
+      policy=self.remat,
     )
     out = dit.WanHead(cfg, precision).apply({'params': base['head']}, x, e)
+    out = partition.constrain(out, 'modality', 'batch', None, None)  # whole again, for pixels do not follow tokens
     return embed.unpatchify(out, grid, cfg.patch)

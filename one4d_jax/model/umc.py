@@ -18,12 +18,13 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from one4d_jax.checks import checked
 from one4d_jax.errors import ConfigError
 
 TASKS = ('image', 'sparse', 'video')
+ALL_TASKS = ('text', *TASKS)
 PROBABILITIES = (0.35, 0.30, 0.35)  # of TASKS, Sec. 4.1
 SPARSITY = (0.04, 0.5)  # range of the observed fraction in the sparse task; ours, the paper evaluates 0.03 to 0.5
 
@@ -138,6 +139,13 @@ def observed_frames(task: str, frames: int, *, fraction: float = 0.25) -> np.nda
   elif task != 'text':
     raise ConfigError(f'unknown task {task!r}; choose from text, {", ".join(TASKS)}')
   return observed
+
+
+@checked
+def tasks(observed: Bool[Array, 'b F']) -> Int[Array, 'b']:
+  """Which of ``ALL_TASKS`` each sample is: nothing, one frame, some or all frames observed."""
+  seen = observed.astype(jnp.int32).sum(axis=1)
+  return jnp.where(seen < 2, seen, jnp.where(seen < observed.shape[1], 2, 3))
 
 
 def draw_observed(

@@ -5,25 +5,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from one4d_jax.checks import checked
+from one4d_jax.nn import partition
 
 _CHUNK = 1024  # queries at a time where no fused kernel exists
-
-
-def _fused(q: Array, k: Array, v: Array, implementation: str | None) -> Array:
-  with jax.numpy_dtype_promotion('standard'):  # JAX's own attention promotes internally
-    return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
 
 
 @checked
 def attend(
   q: Float[Array, 'b s n h'], k: Float[Array, 'b t n h'], v: Float[Array, 'b t n h']
 ) -> Float[Array, 'b s n h']:
-  """``softmax(q kᵀ / sqrt(h)) v`` per head, without mask.
+  """``softmax(q kᵀ / sqrt(h)) v`` per head, without mask; on a mesh as the layout in use says."""
+  layout = partition.current()
+  return local(q, k, v) if layout is None else layout.attend(q, k, v)
+
+
+def local(
+  q: Float[Array, 'b s n h'], k: Float[Array, 'b t n h'], v: Float[Array, 'b t n h']
+) -> Float[Array, 'b s n h']:
+  """``attend`` on one device.
 
   On NVIDIA in 16 bits this is cuDNN's flash attention. Elsewhere long sequences go through in chunks of
   queries, each recomputed in the backward pass, so memory grows with ``s``, not ``s t``.
   """
-  if jax.default_backend() == 'gpu' and q.dtype in (jnp.bfloat16, jnp.float16):
+  if partition.platform() in ('gpu', 'cuda') and q.dtype in (jnp.bfloat16, jnp.float16):
     return _fused(q, k, v, 'cudnn')
   b, s, n, h = q.shape
   if s <= 2 * _CHUNK:
@@ -32,3 +36,8 @@ def attend(
   chunks = padded.reshape(b, -1, _CHUNK, n, h).swapaxes(0, 1)
   out = jax.lax.map(jax.checkpoint(lambda chunk: _fused(chunk, k, v, None)), chunks)
   return out.swapaxes(0, 1).reshape(b, -1, n, h)[:, :s]
+
+
+def _fused(q: Array, k: Array, v: Array, implementation: str | None) -> Array:
+  with jax.numpy_dtype_promotion('standard'):  # JAX's own attention promotes internally
+    return jax.nn.dot_product_attention(q, k, v, implementation=implementation)

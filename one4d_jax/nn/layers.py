@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from one4d_jax.nn import quantize
+from one4d_jax.nn import partition, quantize
 
 DType = Any
 
@@ -31,14 +31,22 @@ class Dense(nn.Module):
     x = x.astype(self.dtype)
     kernel_init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
     kernel = self.param('kernel', kernel_init, (x.shape[-1], self.features), self.param_dtype)
-    y = x @ quantize.array(kernel, self.dtype)
+    y = x @ quantize.array(_gathered(kernel, self.axes), self.dtype)
     if self.use_bias:
       bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
       y += self.param('bias', bias_init, (self.features,), self.param_dtype).astype(self.dtype)
     if self.has_variable('lora', 'a'):
-      a, b = self.get_variable('lora', 'a'), self.get_variable('lora', 'b')
+      a = _gathered(self.get_variable('lora', 'a'), (self.axes[0], None))
+      b = _gathered(self.get_variable('lora', 'b'), (None, self.axes[1]))
       y += (x @ a.astype(self.dtype)) @ b.astype(self.dtype)
     return y
+
+
+def _gathered(kernel: jax.Array | quantize.Int8Weight, axes: tuple[str | None, str | None]):
+  """The kernel as products take it. Stored in shares, it is gathered here: as it is stored, once for all branches."""
+  if isinstance(kernel, quantize.Int8Weight):
+    return quantize.Int8Weight(partition.constrain(kernel.int8, *axes), partition.constrain(kernel.scale, axes[1]))
+  return partition.constrain(kernel, *axes)
 
 
 class RMSNorm(nn.Module):

@@ -60,3 +60,10 @@ def _leaf(kernel: jax.Array | nn.LogicallyPartitioned) -> Int8Weight:
     return quantize(kernel)
   weight, (*stack, _, width_out) = quantize(kernel.value), kernel.names
   return Int8Weight(kernel.replace_boxed(weight.int8), nn.LogicallyPartitioned(weight.scale, (*stack, width_out)))
+
+
+def boxed_like(boxed: dict, tree: dict) -> dict:
+  """Shapes and logical axes ``boxed`` of a base as ``tree`` stores it: with ``Int8Weight`` where that has one."""
+  is_leaf = lambda v: isinstance(v, nn.LogicallyPartitioned | Int8Weight)
+  match = lambda box, leaf: jax.eval_shape(_leaf, box) if isinstance(leaf, Int8Weight) else box
+  return jax.tree.map(match, boxed, tree, is_leaf=is_leaf)

@@ -1,14 +1,22 @@
-"""The frozen base, from converted weights straight to the devices."""
+"""Parameters from files and host memory to a mesh, and back."""
 
+import dataclasses
 import os
+import pathlib
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from one4d_jax.errors import ConfigError
+from one4d_jax.model import bundle as bundles
 from one4d_jax.model import weights
+from one4d_jax.model.bundle import Bundle
+from one4d_jax.model.files import PARTS, find_parts
 from one4d_jax.nn import quantize
 from one4d_jax.parallel import rules
 from one4d_jax.structs import from_dict
@@ -54,3 +62,64 @@ def load_base(path: str | os.PathLike, mesh: Mesh | None = None, *, dtype: str |
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     abstract = jax.tree.map(place, abstract, rules.shardings(boxed, mesh))
   return weights.restore(folder, abstract)
+
+
+def boxed(bundle: Bundle, part: str) -> dict:
+  """Shapes and logical axes of one part of a bundle."""
+  key = jax.random.key(0)
+  if part in ('base', 'adapters'):
+    base = jax.eval_shape(bundle.model.init_base, key)
+    return base if part == 'base' else jax.eval_shape(bundle.model.init_adapters, key, nn.unbox(base))
+  return jax.eval_shape(getattr(bundle, part).init, key)
+
+
+def put(tree: dict, shardings: dict) -> dict:
+  """Arrays that every process holds whole, each device given what it is to hold."""
+  one = lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: np.asarray(x[index]))
+  return jax.tree.map(one, tree, shardings)
+
+
+def part(bundle: Bundle, name: str, mesh: Mesh, *, int8: bool = False) -> dict:
+  """The parameters of one part of a bundle on ``mesh``: those it has loaded, else read from its folder.
+
+  Args:
+    int8: the base's eligible kernels, if they are not int8 yet, one after the other.
+  """
+  if name in bundle.params:
+    tree, names = bundle.params[name], boxed(bundle, name)
+    found = put(tree, rules.shardings(quantize.boxed_like(names, tree), mesh))
+  elif name == 'base':
+    found = load_base(bundle.folders[name], mesh)
+  else:
+    names = boxed(bundle, name)
+    shape = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    abstract = jax.tree.map(shape, nn.unbox(names), rules.shardings(names, mesh))
+    found = weights.restore(bundle.folders[name], abstract)
+  return _quantized(found) if int8 else found
+
+
+def _quantized(base: dict) -> dict:
+  flat = traverse_util.flatten_dict(base, sep='/')
+  del base
+  for name in [name for name in flat if quantize.eligible(name) and isinstance(flat[name], jax.Array)]:
+    flat[name] = jax.jit(quantize.quantize, donate_argnums=0)(flat.pop(name))
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def open_bundle(path: str | os.PathLike | None) -> Bundle:
+  """A bundle whose converted parts stay in their folders, to be read by ``part``; what was trained lies on the host."""
+  places = find_parts(bundles.locate(path))
+  return bundles.load(path, parts=[name for name in PARTS if name in places and pathlib.Path(places[name]).is_file()])
+
+
+def load_bundle(path: str | os.PathLike | None, mesh: Mesh) -> Bundle:
+  """A bundle with all of its parts on ``mesh``; every process of it must call this. Raises CheckpointError."""
+  found = open_bundle(path)
+  return dataclasses.replace(found, params={name: part(found, name, mesh) for name in found.hashes})
+
+
+def gathered(tree: dict) -> dict:
+  """The whole of every array, on the host of every process; all of them must call this."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,10 +1,20 @@
-"""Where parameters lie on a mesh: logical axis -> mesh axis. The only file that knows both.
+"""Logical axis -> mesh axes: the only file that knows both.
 
-A mesh has any of the axes ``data fsdp tensor modality cfg sequence``. Weights are spread over three of them: their
-model width over ``fsdp``, heads and hidden width over ``tensor``, what a branch owns over ``modality``. Along the
-others they are repeated. The layer axis is scanned over and stays whole.
+A mesh has any of the axes
+
+  data       batch; weights are repeated
+  fsdp       batch; weights are stored in shares, each gathered when a layer needs it
+  cfg        batch while sampling: with and without the prompt
+  modality   the two branches (rgb, xyz)
+  sequence   tokens of a sample
+  tensor     heads and hidden width
+
+``STORED`` says where parameters (and what the optimizer keeps of them) lie between their uses: spread over whatever
+would otherwise repeat them. ``USED`` says where arrays lie while a layer computes, parameters and activations alike.
+The layer axis is scanned over and stays whole.
 """
 
+import math
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -13,38 +23,60 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from one4d_jax.errors import ConfigError
 
-RULES: Mapping[str, str | None] = {
-  'embed': 'fsdp',
-  'heads': 'tensor',
-  'ffn': 'tensor',
-  'vocab': 'tensor',
-  'modality': 'modality',
-  'layers': None,
-  'link': None,
-  'conv_in': None,  # the VAE is small
-  'conv_out': None,
-}
+Rules = Mapping[str, tuple[str, ...]]
+
+BATCH = ('data', 'cfg', 'fsdp')
+
+#             logical axis   stored                                   used
+_TABLE = {
+  'embed':    (('fsdp', 'sequence', 'modality', 'cfg'), ()),
+  'heads':    (('tensor',),                             ('tensor',)),
+  'ffn':      (('tensor',),                             ('tensor',)),
+  'vocab':    (('tensor',),                             ('tensor',)),
+  'modality': (('modality',),                           ('modality',)),
+  'batch':    ((),                                      BATCH),
+  'tokens':   ((),                                      ('sequence',)),
+  'layers':   ((),                                      ()),
+  'link':     ((),                                      ()),
+  'conv_in':  ((),                                      ()),  # the VAE is small
+  'conv_out': ((),                                      ()),
+}  # fmt: skip
+STORED: Rules = {name: stored for name, (stored, _) in _TABLE.items()}
+USED: Rules = {name: used for name, (_, used) in _TABLE.items()}
 
 
-def spec(
-  names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules: Mapping[str, str | None] = RULES
-) -> PartitionSpec:
-  """How one array is split. An axis stays whole if the mesh lacks its place, if that is taken, or does not divide it.
+def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules: Rules = STORED) -> PartitionSpec:
+  """How one array is split: each axis over those of its mesh axes that are free and together divide it.
 
   Raises:
     ConfigError: a name without a rule.
   """
-  axes = []
+  taken, axes = set(), []
   for name, size in zip(names, shape, strict=True):
     if name is not None and name not in rules:
-      raise ConfigError(f'no rule for the logical axis {name!r} of a parameter; rules exist for {", ".join(rules)}')
-    axis = None if name is None else rules[name]
-    free = axis in mesh.shape and axis not in axes and size % mesh.shape[axis] == 0
-    axes.append(axis if free else None)
+      raise ConfigError(f'no rule for the logical axis {name!r} of an array; rules exist for {", ".join(rules)}')
+    found = []
+    for axis in rules[name] if name is not None else ():
+      parts = math.prod(mesh.shape[other] for other in found)
+      if mesh.shape.get(axis, 1) > 1 and axis not in taken and size % (parts * mesh.shape[axis]) == 0:
+        found.append(axis)
+    taken |= set(found)
+    axes.append(tuple(found) if len(found) > 1 else found[0] if found else None)
   return PartitionSpec(*axes)
 
 
-def shardings(boxed: dict, mesh: Mesh, rules: Mapping[str, str | None] = RULES) -> dict:
+def stored(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules: Rules = STORED) -> NamedSharding:
+  """Where a parameter lies. Vectors stay whole: many small gathers would cost more than they save."""
+  vector = sum(name != 'layers' for name in names) < 2
+  return NamedSharding(mesh, PartitionSpec() if vector else spec(names, shape, mesh, rules))
+
+
+def is_box(value) -> bool:
+  """Whether a leaf carries logical axes."""
+  return isinstance(value, nn.LogicallyPartitioned)
+
+
+def shardings(boxed: dict, mesh: Mesh, rules: Rules = STORED) -> dict:
   """The ``NamedSharding`` of every leaf of a tree boxed with logical axes, arrays or shapes alone.
 
   Raises:
@@ -55,8 +87,28 @@ def shardings(boxed: dict, mesh: Mesh, rules: Mapping[str, str | None] = RULES) 
     raise ConfigError(
       f'the axes of the mesh must be Auto, got {mesh.axis_types}; make it by jax.sharding.Mesh(devices, ({names},))'
     )
+  return jax.tree.map(lambda box: stored(box.names, box.value.shape, mesh, rules), boxed, is_leaf=is_box)
 
-  def one(box: nn.LogicallyPartitioned) -> NamedSharding:
-    return NamedSharding(mesh, spec(box.names, box.value.shape, mesh, rules))
 
-  return jax.tree.map(one, boxed, is_leaf=lambda v: isinstance(v, nn.LogicallyPartitioned))
+def state_shardings(state, boxed: dict, mesh: Mesh) -> jax.tree_util.PyTreeDef:
+  """Shardings of what is kept beside parameters, such as an optimizer's state: like the parameter it belongs to.
+
+  Args:
+    state: a tree (of shapes) that contains trees like ``boxed``, whose leaves may be trees of their own.
+    boxed: the parameters, with logical axes.
+  """
+  names = {_keys(path): box.names for path, box in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box)}
+
+  def place(path, leaf):
+    keys = _keys(path)
+    for start in range(len(keys)):
+      for stop in range(start + 1, len(keys) + 1):
+        if (found := names.get(keys[start:stop])) is not None and len(found) == leaf.ndim:
+          return stored(found, leaf.shape, mesh)
+    return NamedSharding(mesh, PartitionSpec())
+
+  return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _keys(path) -> tuple[str, ...]:
+  return tuple(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in path)

@@ -1,7 +1,8 @@
 """Checkpoints of a run, by Orbax: whole or absent, newest first, resumed by running the same command again.
 
-A checkpoint holds the trained parameters, optimizer state, step, PRNG key and data position, and the *hash* of the
-frozen weights it was trained on. The frozen weights themselves are referenced, never copied.
+A checkpoint holds the trained parameters, optimizer state, step, PRNG key, data position and configuration, and the
+*hash* of the frozen weights it was trained on. The frozen weights themselves are referenced, never copied. Arrays are
+written in shares, by the process that holds each, while training goes on; they are read as the mesh of now wants them.
 """
 
 import os
@@ -15,31 +16,55 @@ from one4d_jax.training.step import State
 
 
 class Checkpoints:
-  """The checkpoints under ``workdir/checkpoints``."""
+  """The checkpoints under ``workdir/checkpoints``.
 
-  def __init__(self, workdir: pathlib.Path, *, every: int, keep: int, weights_hash: str):
-    options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep, cleanup_tmp_directories=True)
-    self._manager = ocp.CheckpointManager(os.path.abspath(workdir / 'checkpoints'), options=options)
-    self._weights_hash = weights_hash
+  Args:
+    every: steps between two of them.
+    keep: how many of the newest stay.
+    keep_every: those of multiples of it stay too; 0: none.
+    weights_hash: of the frozen weights.
+    config: of the run, as plain values; kept for people and for ``difference``.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *,
+    every: int,
+    keep: int,
+    weights_hash: str,
+    keep_every: int = 0,
+    config: dict | None = None,
+  ):
+    options = ocp.CheckpointManagerOptions(
+      save_interval_steps=every, max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
+    )
+    self._folder = os.path.abspath(workdir / 'checkpoints')
+    self._manager = ocp.CheckpointManager(self._folder, options=options)
+    self._weights_hash, self._config = weights_hash, config or {}
 
   @property
   def latest(self) -> int | None:
     """Step of the newest whole checkpoint."""
     return self._manager.latest_step()
 
-  def save(self, state: State, data: dict, *, step: int, force: bool = False) -> None:
-    """Starts writing in the background if ``step`` is due. ``data`` is the position in the stream (JSON)."""
-    if (not self._manager.should_save(step) and not force) or self.latest == step:
-      return
-    about = {'data': data, 'weights': self._weights_hash}
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
-    self._manager.save(step, args=args, force=force)
+  def due(self, step: int) -> bool:
+    """Whether ``step`` is to be saved."""
+    return self._manager.should_save(step)
 
-  def restore(self, state: State) -> tuple[State, dict]:
-    """The newest checkpoint in the shape of ``state``, and the data position.
+  def save(self, state: State, data: dict, *, step: int) -> None:
+    """Starts writing in the background, unless that step is there. ``data`` is the position in the stream (JSON)."""
+    if self.latest == step:
+      return
+    about = {'data': data, 'weights': self._weights_hash, 'config': self._config}
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
+    self._manager.save(step, args=args, force=True)
+
+  def about(self) -> dict:
+    """What the newest checkpoint says beside its arrays: ``data``, ``weights``, ``config``.
 
     Raises:
-      CheckpointError: trained on other frozen weights, or with parameters of other shapes.
+      CheckpointError: trained on other frozen weights.
     """
     about = self._manager.restore(self.latest, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
     if about['weights'] != self._weights_hash:
@@ -47,13 +72,38 @@ class Checkpoints:
         f'the checkpoint was trained on weights {about["weights"]!r}, config.model.weights has {self._weights_hash!r}; '
         'give those weights or another --workdir'
       )
+    return about
+
+  def restore(self, state: State) -> tuple[State, dict]:
+    """The newest checkpoint in the shape of ``state`` (arrays, or their shapes with shardings), and ``about``.
+
+    Raises:
+      CheckpointError: as ``about``; with parameters of other shapes.
+    """
+    about = self.about()
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
     try:
       args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-      return self._manager.restore(self.latest, args=args).state, about['data']
+      return self._manager.restore(self.latest, args=args).state, about
     except (ValueError, KeyError) as error:
       raise CheckpointError(f'the checkpoint at step {self.latest} does not fit this configuration: {error}') from error
 
-  def close(self) -> None:
+  def wait(self) -> None:
+    """Until what is being written is whole."""
     self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self.wait()
     self._manager.close()
+
+
+def difference(before: dict, now: dict, where: str = '') -> list[str]:
+  """What two configurations differ in, as lines ``section.key: old -> new``."""
+  found = []
+  for key in sorted(before.keys() | now.keys()):
+    old, new = before.get(key), now.get(key)
+    if isinstance(old, dict) and isinstance(new, dict):
+      found += difference(old, new, f'{where}{key}.')
+    elif old != new:
+      found.append(f'{where}{key}: {old} -> {new}')
+  return found

@@ -17,16 +17,15 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from one4d_jax.data import codec, shards
 from one4d_jax.data.clip import signed
 from one4d_jax.errors import DataError
-from one4d_jax.model import umc, weights
+from one4d_jax.model import umc
 from one4d_jax.model.bundle import Bundle, Sizes
-from one4d_jax.parallel import rules
+from one4d_jax.parallel import load
 from one4d_jax.wan.tokenizer import EOS, Tokenizer
 
 PARTS = ('vae', 'text', 'image')  # the networks whose outputs are stored
@@ -83,7 +82,7 @@ class Encoder:
   ):
     self.bundle, self.sparse_masks, self.features, self.frames = bundle, sparse_masks, features, frames
     self.mesh = Mesh(np.array(devices or jax.local_devices()), (_AXIS,))
-    self.params = {part: _place(bundle, part, self.mesh) for part in (PARTS if features else ('vae',))}
+    self.params = {part: load.part(bundle, part, self.mesh) for part in (PARTS if features else ('vae',))}
     self._networks = _compiled(bundle.config)
 
   def batch(self, size: tuple[int, int, int]) -> int:
@@ -166,16 +165,6 @@ def _compiled(config: Sizes) -> dict[str, Callable]:
   }
 
 
-def _place(bundle: Bundle, part: str, mesh: Mesh) -> dict:
-  """Parameters of a part on the mesh, by ``parallel/rules.py``."""
-  boxed = jax.eval_shape(getattr(bundle, part).init, jax.random.key(0))
-  shardings = rules.shardings(boxed, mesh)
-  if part in bundle.params:
-    return jax.device_put(bundle.params[part], shardings)
-  shape = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-  return weights.restore(bundle.folders[part], jax.tree.map(shape, nn.unbox(boxed), shardings))
-
-
 def _half(value, what: str):
   """Floats as float16; integers, masks and strings as they are."""
   if isinstance(value, str) or value.dtype.kind != 'f' or value.ndim == 0:
@@ -226,13 +215,13 @@ def draw(
   """A training sample: draws the task and what is dropped. NumPy only.
 
   Args:
-    record: of ``Encoder``, or see ``draw_pixels``.
+    record: of ``Encoder``, or see ``draw_pixels``. Its ``id`` goes along, for messages.
     null: features of the empty prompt ``[n c]``, which replace those of dropped text.
     text_len: rows to which text features are padded.
   """
   frames = 4 * (len(record['weight']) - 1) + 1
   task, observed = umc.draw_observed(rng, frames, tasks)
-  sample = {name: record[name] for name in ('weight', 'z') if name in record}  # float16: half the way to the device
+  sample = {name: record[name] for name in ('id', 'weight', 'z') if name in record}  # float16: half the way
   if 'z_image' in record:
     latent = {'image': record['z_image'], 'video': record['z'][0]}.get(umc.TASKS[task])
     if latent is None:
@@ -266,8 +255,13 @@ def draw(
 def draw_pixels(clip: dict, rng: np.random.Generator, *, tokenizer: Tokenizer, **settings) -> dict:
   """``draw`` for a clip (``procedural.to_record``) of which nothing is encoded: ``complete`` does that."""
   ids, mask = tokenizer([clip['caption']])
-  record = {name: clip[name] for name in ('rgb', 'xyz')} | {'weight': _supervised(clip['known'])}
+  record = {name: clip[name] for name in ('id', 'rgb', 'xyz')} | {'weight': _supervised(clip['known'])}
   return draw(record | {'ids': ids[0], 'text_mask': mask[0]}, rng, **settings)
+
+
+def arrays(batch: dict) -> dict:
+  """What of a batch goes to the devices: all but strings."""
+  return {name: value for name, value in batch.items() if value.dtype.kind != 'U'}
 
 
 def complete(batch: dict, bundle: Bundle, params: dict) -> tuple[jax.Array, umc.Condition]:

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from one4d_jax.data import pipeline, procedural
 from one4d_jax.data.clip import signed
@@ -20,11 +21,19 @@ from one4d_jax.errors import DataError
 from one4d_jax.flow import rectified
 from one4d_jax.model import umc
 from one4d_jax.model.bundle import Bundle
+from one4d_jax.model.files import PARTS
 from one4d_jax.model.generate import generate
+from one4d_jax.nn import partition
+from one4d_jax.parallel import load
+from one4d_jax.parallel.layout import batch_parts, batch_sharding
 from one4d_jax.training import latents, sets
+from one4d_jax.training.step import mean
 from one4d_jax.viewer.pictures import to_uint8, video_sheet
 from one4d_jax.wan import dit
 from one4d_jax.wan.vae import WanVAE
+
+MODALITIES = ('rgb', 'xyz')
+SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels of the validation loss
 
 
 class Stage:
@@ -36,17 +45,17 @@ class Stage:
     self.validation = sets.validation(config.data)
 
   @property
-  def frozen(self) -> dict:
-    """Parameters that the loss needs and no gradient reaches."""
-    return {}
+  def frozen(self) -> set[str]:
+    """Parts of the bundle that the loss needs and no gradient reaches."""
+    return set()
 
   @property
   def given(self) -> dict | None:
     """Trainable parameters that the bundle brings along, to go on with."""
     return None
 
-  def init(self, key: jax.Array) -> dict:
-    """Fresh trainable parameters, unboxed."""
+  def init(self, key: jax.Array, frozen: dict) -> dict:
+    """Fresh trainable parameters, boxed with logical axes. ``frozen`` has the parts of that name."""
     raise NotImplementedError
 
   def components(self) -> list[pipeline.Component]:
@@ -54,15 +63,23 @@ class Stage:
     raise NotImplementedError
 
   def loss(self, params: dict, frozen: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-    """The loss of one microbatch and its metrics."""
+    """The loss of one microbatch and its metrics, each as ``step.mean`` gives it."""
     raise NotImplementedError
+
+  def validation_loss(self, params: dict, frozen: dict, layout) -> dict[str, float]:
+    """Losses on validation clips at fixed noise levels; empty where the stage has none."""
+    return {}
 
   def finished(self, params: dict) -> Bundle:
-    """The bundle with this stage's parameters in it."""
+    """The bundle with this stage's parameters in it, which are whole on the host."""
     raise NotImplementedError
 
-  def validate(self, params: dict) -> tuple[dict, np.ndarray]:
-    """Metrics on validation clips and a picture, uint8 ``[H W 3]``."""
+  def observe(self, params: dict) -> dict[str, float]:
+    """What else to tell of the parameters."""
+    return {}
+
+  def validate(self, params: dict, frozen: dict, layout) -> tuple[dict, np.ndarray]:
+    """Metrics on validation clips and a picture, uint8 ``[H W 3]``. Every process of the mesh must call this."""
     raise NotImplementedError
 
 
@@ -90,10 +107,11 @@ class VAEStage(Stage):
   def given(self):
     return self.bundle.params.get('vae')
 
-  def init(self, key):
-    params = nn.unbox(self.vae.init(key))
+  def init(self, key, frozen):
+    params = self.vae.init(key)
     moments = params['encoder']['to_moments']  # a posterior much narrower than its mean: noise does not drown colours
-    moments['bias'] = moments['bias'].at[self.bundle.config.vae.latent_channels :].set(-5.0)
+    narrow = lambda bias: bias.at[self.bundle.config.vae.latent_channels :].set(-5.0)
+    moments['bias'] = jax.tree.map(narrow, moments['bias'])
     return params
 
   def __init__(self, config, bundle):
@@ -114,7 +132,7 @@ class VAEStage(Stage):
     slopes = sum(jnp.abs(jnp.diff(error, axis=axis)).mean() for axis in (1, 2, 3))
     kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1 - logvar)
     value = jnp.abs(error).mean() + 0.3 * slopes + self.config.train.kl * kl
-    return value, {'l1': jnp.abs(error).mean(), 'kl': kl, 'psnr': psnr(decoded, video)}
+    return value, {'l1': mean(jnp.abs(error).mean()), 'kl': mean(kl), 'psnr': mean(psnr(decoded, video))}
 
   def finished(self, params):
     """Latents are normalised by the statistics of both modalities over training clips."""
@@ -127,8 +145,8 @@ class VAEStage(Stage):
     config = dataclasses.replace(self.bundle.config, vae=vae)
     return Bundle({'vae': params}, config, self.bundle.record)
 
-  def validate(self, params):
-    rows, metrics = [], {'psnr_rgb': [], 'psnr_xyz': []}
+  def validate(self, params, frozen, layout):
+    params, rows, metrics = load.gathered(params), [], {'psnr_rgb': [], 'psnr_xyz': []}
     for i in range(len(self.validation.records)):
       pair = np.stack(videos(self.validation.records[i]))
       decoded = self._round_trip(params, pair)
@@ -154,15 +172,16 @@ class FlowStage(Stage):
     super().__init__(config, bundle)
     self._components, needed = [], set()
     for one in self.sets:
-      component, parts = self._samples(one)
+      component, parts = self._samples(one, 'train')
       self._components.append(component)
       needed |= parts
-    self.encoders = {part: bundle.params[part] for part in latents.PARTS if part in needed and part in bundle.params}
+    self._held_out, parts = self._samples(self.validation, 'val')
+    self.encoders = {part for part in needed | parts if part in bundle.hashes}
 
   def components(self):
     return self._components
 
-  def _samples(self, one: sets.Set) -> tuple[pipeline.Component, set[str]]:
+  def _samples(self, one: sets.Set, split: str) -> tuple[pipeline.Component, set[str]]:
     """The component of a set, and the encoders that its batches need in the step."""
     names, data = ('tasks', 'text_only', 'text_dropout', 'image_dropout'), self.config.data
     settings = {name: getattr(self.config.train, name) for name in names}
@@ -172,7 +191,7 @@ class FlowStage(Stage):
       parts = {'vae'} if one.meta['conditions'] == 'frames' else set()
     elif one.name == 'procedural':
       make = functools.partial(latents.build, pathlib.Path(data.cache), bundle=self.bundle)
-      records = make(one.records, name=f'train-{len(one.records)}', sparse_masks=data.sparse_masks)
+      records = make(one.records, name=f'{split}-{len(one.records)}', sparse_masks=data.sparse_masks)
       one = dataclasses.replace(one, records=records)
       draw, parts = functools.partial(latents.draw, **settings), {'text', 'image'}
     else:
@@ -186,33 +205,96 @@ class FlowStage(Stage):
     if other := [f'{k} {v} (config.model.weights: {here.get(k)})' for k, v in there.items() if here.get(k) != v]:
       raise DataError(f'{one.name} was encoded with {", ".join(other)}; encode it again, or give the weights it is of')
 
-  def validation_clip(self, i: int) -> dict:
-    """The i-th, in turn, as pixels; one of an encoded set is decoded."""
+  def validation_clip(self, i: int, vae: dict) -> dict:
+    """The i-th, in turn, as pixels; one of an encoded set is decoded by the parameters ``vae``."""
     record = self.validation.records[i % len(self.validation.records)]
     if not self.validation.meta:
       return record
-    rgb, xyz = latents.decode(self.bundle, self.bundle.params['vae'], record['z'])
+    rgb, xyz = latents.decode(self.bundle, vae, record['z'])
     return {'rgb': to_uint8(rgb), 'xyz': xyz, 'caption': record['caption']}
 
-  def noised(self, z: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``(z_sigma, sigma, target)`` for ``z`` ``[m b f h w c]``."""
-    key_sigma, key_noise = jax.random.split(key)
-    sigma = rectified.draw_sigma(key_sigma, (z.shape[1],), shift=self.config.train.shift)
-    eps = jax.random.normal(key_noise, z.shape)
-    return rectified.interpolate(z, eps, sigma), sigma, rectified.target(z, eps)
+  def trained(self, params: dict) -> dict[str, dict]:
+    """The parts of a bundle that ``params`` are, adapters among them."""
+    raise NotImplementedError
 
-  def validate(self, params):
-    """A picture of samples for each task, and the error of the fully observed clips among them."""
-    bundle, rows, metrics = self.finished(params), [], {'psnr_rgb': [], 'psnr_xyz': []}
+  def losses(self, params: dict, frozen: dict, batch: dict, sigma: jax.Array, key: jax.Array) -> tuple:
+    """``(loss [m], loss of each sample [m b])`` at noise levels ``sigma`` ``[b]``; ``key`` draws the noise."""
+    raise NotImplementedError
+
+  def loss(self, params, frozen, batch, key):
+    key_sigma, key_noise = jax.random.split(key)
+    seen = batch['observed']
+    sigma = rectified.draw_sigma(key_sigma, (len(seen),), shift=self.config.train.shift)
+    whole, each = self.losses(params, frozen, batch, sigma, key_noise)
+    tasks, metrics = umc.tasks(seen), {}
+    for name, value, samples in zip(MODALITIES, whole, each):  # noqa: B905, the base stage has one modality
+      metrics[f'loss_{name}'] = mean(value)
+      metrics |= {f'loss_{name}/{task}': mean(samples, tasks == i) for i, task in enumerate(umc.ALL_TASKS)}
+    return whole.mean(), metrics
+
+  def validation_loss(self, params, frozen, layout):
+    """One pass over the validation clips at each of ``SIGMAS``, samples and noise the same every time."""
+    totals, size = {}, self._validation_batch(layout)
+    run = self._validation_losses(layout)
+    for start in range(0, len(self._held_out.source), size):
+      index = [i % len(self._held_out.source) for i in range(start, start + size)]
+      samples = [self._held_out.transform(self._held_out.source[i], np.random.default_rng(i)) for i in index]
+      batch = latents.arrays({name: np.stack([sample[name] for sample in samples]) for name in samples[0]})
+      placed = load.put(batch, dict.fromkeys(batch, batch_sharding(layout.mesh)))
+      for name, value in run(params, frozen, placed).items():
+        totals.setdefault(name, []).append(np.asarray(value))
+    return {name: float(np.mean(values)) for name, values in totals.items()}
+
+  def _validation_batch(self, layout) -> int:
+    """Samples at a time: as many as divide among the devices, all clips if they are few."""
+    parts = batch_parts(layout.mesh)
+    return parts * max(1, min(self.config.train.batch, len(self._held_out.source)) // parts)
+
+  @functools.lru_cache(maxsize=1)  # noqa: B019, a stage lives as long as its run
+  def _validation_losses(self, layout):
+    def run(params, frozen, batch):
+      with partition.using(layout):
+        found = {}
+        for level in SIGMAS:
+          sigma = jnp.full(len(batch['observed']), level)
+          whole, _ = self.losses(params, frozen, batch, sigma, jax.random.key(0))
+          found |= {f'loss_{name}@{level:g}': value for name, value in zip(MODALITIES, whole)}  # noqa: B905
+        return found
+
+    return jax.jit(run, out_shardings=NamedSharding(layout.mesh, PartitionSpec()))
+
+  def validate(self, params, frozen, layout):
+    """A picture of samples for each task, and the error of the fully observed clips among them.
+
+    Networks that the step does not need are read for it and released.
+    """
+    parts = frozen | self.trained(params)
+    parts |= {part: load.part(self.bundle, part, layout.mesh) for part in PARTS if part not in parts}
+    bundle = dataclasses.replace(self.bundle, params=parts)
+    vae = load.gathered(parts['vae']) if self.validation.meta else None
+    rows, metrics = [], {'psnr_rgb': [], 'psnr_xyz': []}
     for i, task in enumerate(('video', 'video', 'sparse', 'image', 'text')):
-      record = self.validation_clip(i)
+      record = self.validation_clip(i, vae)
       rgb, xyz = videos(record)
-      made = generate(bundle, rgb, umc.observed_frames(task, len(rgb)), record['caption'], seed=i)
+      seen = umc.observed_frames(task, len(rgb))
+      made = generate(bundle, rgb, seen, record['caption'], seed=i, layout=layout)
       rows += [rgb, made.rgb, xyz, made.xyz]
       if task == 'video':
         metrics['psnr_rgb'].append(float(psnr(made.rgb, rgb)))
         metrics['psnr_xyz'].append(float(psnr(made.xyz, xyz)))
     return {k: float(np.mean(v)) for k, v in metrics.items()}, video_sheet(rows)
+
+
+def noised(z: jax.Array, sigma: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """``(z_sigma, target)`` for ``z`` ``[m b f h w c]``."""
+  eps = jax.random.normal(key, z.shape)
+  return rectified.interpolate(z, eps, sigma), rectified.target(z, eps)
+
+
+def compared(v: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+  """The loss of each modality ``[m]``, and of each of its samples ``[m b]``."""
+  alone = lambda x: None if x is None else x[:, :, None]
+  return rectified.loss(v, target, weight), rectified.loss(alone(v), alone(target), alone(weight))
 
 
 class BaseStage(FlowStage):
@@ -222,24 +304,24 @@ class BaseStage(FlowStage):
 
   @property
   def frozen(self):
-    return {name: value for name, value in self.encoders.items() if name not in self.PARTS}
+    return self.encoders - set(self.PARTS)
 
   def check(self, one):
     raise DataError(
       f'{one.name} holds features of text and image encoders, which the base stage trains; give the prepared set'
     )
 
-  def init(self, key):
+  def init(self, key, frozen):
     keys = jax.random.split(key, 3)
     parts = (self.bundle.model.init_base, self.bundle.text.init, self.bundle.image.init)
-    params = {name: nn.unbox(init(k)) for name, init, k in zip(self.PARTS, parts, keys, strict=True)}
+    params = {name: init(k) for name, init, k in zip(self.PARTS, parts, keys, strict=True)}
     head = params['base']['head']['out']
-    head['kernel'] = jnp.zeros_like(head['kernel'])  # as Wan starts: the first prediction is zero
+    head['kernel'] = jax.tree.map(jnp.zeros_like, head['kernel'])  # as Wan starts: the first prediction is zero
     return params
 
-  def loss(self, params, frozen, batch, key):
+  def losses(self, params, frozen, batch, sigma, key):
     z, condition = latents.complete(batch, self.bundle, params | frozen)
-    z_sigma, sigma, target = self.noised(z[:1], key)
+    z_sigma, target = noised(z[:1], sigma, key)
     model = self.bundle.model
     x = jnp.concatenate([z_sigma[0], condition.mask, condition.latent], axis=-1)
     v = dit.velocity(
@@ -250,10 +332,13 @@ class BaseStage(FlowStage):
       condition.text,
       condition.image,
       precision=model.precision,
-      remat=self.config.model.remat,
+      policy=self.config.model.remat,
     )
-    value = rectified.loss(v[None], target)[0]
-    return value, {'loss_rgb': value}
+    return compared(v[None], target)
+
+  def trained(self, params):
+    fresh = jax.jit(lambda base: nn.unbox(self.bundle.model.init_adapters(jax.random.key(0), base)))
+    return params | {'adapters': fresh(params['base'])}
 
   def finished(self, params):
     return self.bundle.replace(params).untrained()
@@ -264,27 +349,40 @@ class One4DStage(FlowStage):
 
   @property
   def frozen(self):
-    return {'base': self.bundle.params['base'], **self.encoders}
+    return {'base'} | self.encoders
 
   @property
   def given(self):
     return self.bundle.params.get('adapters')
 
-  def init(self, key):
-    return nn.unbox(self.bundle.model.init_adapters(key, self.bundle.params['base']))
+  def init(self, key, frozen):
+    return self.bundle.model.init_adapters(key, frozen['base'])
 
-  def loss(self, params, frozen, batch, key):
+  def losses(self, params, frozen, batch, sigma, key):
     z, condition = latents.complete(batch, self.bundle, frozen)
-    z_sigma, sigma, target = self.noised(z, key)
+    z_sigma, target = noised(z, sigma, key)
     model = dataclasses.replace(self.bundle.model, remat=self.config.model.remat)
     v = model.velocity(frozen['base'], params, z_sigma, sigma, condition)
     weight = batch['weight'].astype(jnp.float32)
-    weight = jnp.stack([jnp.ones_like(weight), weight])
-    rgb, xyz = rectified.loss(v, target, weight)
-    return (rgb + xyz) / 2, {'loss_rgb': rgb, 'loss_xyz': xyz}
+    return compared(v, target, jnp.stack([jnp.ones_like(weight), weight]))
+
+  def trained(self, params):
+    return {'adapters': params}
 
   def finished(self, params):
     return self.bundle.replace({'adapters': params})
+
+  def observe(self, params):
+    """The norm of every control link; they start at zero."""
+    norms = np.asarray(_link_norms(params['links']))
+    names = ('rgb_from_xyz', 'xyz_from_rgb')
+    layers = self.bundle.config.adapters.link_layers
+    return {f'link/{n}/{layer}': float(norms[k, m]) for k, layer in enumerate(layers) for m, n in enumerate(names)}
+
+
+@jax.jit
+def _link_norms(links: jax.Array) -> jax.Array:
+  return jnp.sqrt(jnp.square(links.astype(jnp.float32)).sum(axis=(2, 3)))
 
 
 STAGES = {'vae': VAEStage, 'base': BaseStage, 'one4d': One4DStage}

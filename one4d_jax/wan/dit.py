@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from one4d_jax.checks import checked
-from one4d_jax.nn import embed, rope
+from one4d_jax.nn import embed, partition, remat, rope
 from one4d_jax.nn.attention import attend
 from one4d_jax.nn.layers import Dense, LayerNorm, RMSNorm, layer_norm, stack_layers
 from one4d_jax.wan.config import DiTConfig
@@ -77,7 +77,7 @@ class WanBlock(nn.Module):
     # q and k are normalised over the whole width, before the split into heads
     q, k = norm('self_norm_q')(project('self_q', y)), norm('self_norm_k')(project('self_k', y))
     q, k = (rope.rotate(heads(z), context.cos, context.sin) for z in (q, k))
-    y = attend(q, k, heads(project('self_v', y))).reshape(x.shape)
+    y = remat.attention(attend(q, k, heads(project('self_v', y)))).reshape(x.shape)
     x = gated(x, dense('self_o', cfg.width, ('heads', 'embed'))(y), gate1)
 
     y = LayerNorm(cfg.eps, name='cross_norm')(x)
@@ -210,17 +210,22 @@ def velocity(
   image: Float[Array, 'b i ci'],
   *,
   precision: Precision = BFLOAT16,
-  remat: bool = True,
+  policy: str = 'block',
 ) -> Float[Array, 'b f h w out']:
-  """The base model alone. ``x`` is noisy latent, mask and condition latent: 16 + 4 + 16 channels; float32 out."""
+  """The base model alone. ``x`` is noisy latent, mask and condition latent: 16 + 4 + 16 channels; float32 out.
+
+  ``policy`` is one of ``nn/remat.py``.
+  """
   grid = token_grid(cfg, x.shape)
   e, context = embed_inputs(cfg, base, grid, timestep, text, image, precision)
   tokens = WanEmbed(cfg, precision).apply({'params': base['embed']}, x, method='tokens')
   block = WanBlock(cfg, precision)
 
   def layer(x, params):
+    x = remat.layer_input(partition.constrain(x, 'batch', 'tokens', 'embed'))
     return block.apply({'params': params}, x, context), None
 
-  tokens, _ = jax.lax.scan(jax.checkpoint(layer, prevent_cse=False) if remat else layer, tokens, base['blocks'])
+  tokens, _ = jax.lax.scan(remat.layer(layer, policy), tokens, base['blocks'])
   out = WanHead(cfg, precision).apply({'params': base['head']}, tokens, e)
+  out = partition.constrain(out, 'batch', None, None)
   return embed.unpatchify(out, grid, cfg.patch)

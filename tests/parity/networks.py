@@ -28,7 +28,7 @@ def velocities(model, x, t, text, image) -> np.ndarray:
 
 def run_dit(loaded: bundle.Bundle, precision: dit.Precision, *inputs) -> np.ndarray:
   cfg = loaded.config.dit
-  run = jax.jit(lambda base, *inputs: dit.velocity(cfg, base, *inputs, precision=precision, remat=False))
+  run = jax.jit(lambda base, *inputs: dit.velocity(cfg, base, *inputs, precision=precision, policy='none'))
   return run(loaded.params['base'], *inputs)
 
 

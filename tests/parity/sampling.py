@@ -164,7 +164,7 @@ def run_base(loaded: bundle.Bundle, video, observed, noise, *, steps, guidance, 
     def velocity(z, sigma, text):
       x = jnp.concatenate([z, given.mask, given.latent], axis=-1)
       return dit.velocity(
-        cfg, params['base'], x, 1000 * sigma[None], text, given.image, precision=loaded.precision, remat=False
+        cfg, params['base'], x, 1000 * sigma[None], text, given.image, precision=loaded.precision, policy='none'
       )
 
     field = guided(velocity, text[:1], text[1:], guidance)

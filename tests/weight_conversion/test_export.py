@@ -30,7 +30,7 @@ from weight_conversion.wan_to_flax import convert_release
 
 TINY = DiTConfig(width=24, ffn_width=40, heads=2, layers=2, text_width=12, image_width=10, freq_width=8)
 ADAPTERS = AdapterConfig(rank=3, alpha=1.5, link_layers=(1,))
-MODEL = One4D(TINY, ADAPTERS, dit.FLOAT32, remat=False)
+MODEL = One4D(TINY, ADAPTERS, dit.FLOAT32, remat='none')
 quick_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # compiles 4x faster
 
 
@@ -235,7 +235,7 @@ def test_merged_networks_compute_what_each_branch_computes(layout, bundle, tmp_p
   unlinked = adapters() | {'links': 0 * adapters()['links']}
   due = quick_jit(MODEL.velocity)(base(), unlinked, z, sigma, condition)
   given = jnp.concatenate([condition.mask, condition.latent], -1)
-  alone = quick_jit(functools.partial(dit.velocity, TINY, precision=dit.FLOAT32, remat=False))
+  alone = quick_jit(functools.partial(dit.velocity, TINY, precision=dit.FLOAT32, policy='none'))
   for name, m in (('rgb', RGB), ('xyz', XYZ)):
     folder = out / f'merged-{name}-{layout}' / ('transformer' if layout == 'diffusers' else '')
     merged = safetensors.numpy.load_file(folder / 'diffusion_pytorch_model.safetensors')

@@ -1,0 +1,196 @@
+"""What One4D is compared with: the same frozen base and interface, other ways to join RGB and XYZ.
+
+  dlc             One4D itself: a branch and a LoRA per modality, control links both ways
+  channel_concat  one sequence; a token holds both modalities on its channels     (One4D, Fig. 2a; WVD)
+  spatial_concat  one sequence; both modalities side by side in width             (One4D, Fig. 2b; 4DNeX)
+  shared_lora     dlc with one LoRA for both branches
+  no_links        dlc without control links: independent branches
+  rgb_to_xyz      dlc with control links into the XYZ branch alone
+  xyz_to_rgb      dlc with control links into the RGB branch alone
+
+``MODELS[name]`` takes what ``One4D`` takes. Models of one sequence have no links, so ``AdapterConfig.link_layers``
+means nothing to them; how much they train is a matter of ``rank``.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from one4d_jax.checks import checked
+from one4d_jax.model import dlc
+from one4d_jax.model.one4d import AdapterConfig, One4D
+from one4d_jax.model.umc import Condition
+from one4d_jax.nn import embed, lora, partition
+from one4d_jax.wan import dit
+from one4d_jax.wan.config import DiTConfig
+
+
+def _one_lora(model: One4D, key: jax.Array) -> dict:
+  """A single LoRA, ``[l, 1, ...]``."""
+  blocks = jax.eval_shape(model.init_base, key)['blocks']
+  return lora.init(key, blocks, rank=model.adapters.rank, modalities=1, targets=model.adapters.targets)
+
+
+def _trained_copy(base: dict, boxed: dict) -> dict:
+  """Frozen weights as adapters to start from: float32, with the logical axes of ``boxed``."""
+  return jax.tree.map(lambda value, box: box.replace_boxed(value.astype(jnp.float32)), base, boxed)
+
+
+class OneSequence(One4D):
+  """One token sequence for both modalities, through the base with one LoRA."""
+
+  def through(
+    self, base: dict, adapters: dict, x: Float[Array, 'b s d'], context: dit.Context
+  ) -> Float[Array, 'b s d']:
+    """The tokens after all layers: ``dlc.run`` of a single branch."""
+    scaled = lora.scaled(adapters['lora'], self.adapters.alpha / self.adapters.rank)
+    none = nn.unbox(dlc.init_links(self.cfg.width, ()))
+    return dlc.run(
+      self.cfg,
+      base['blocks'],
+      {'lora': scaled, 'links': none},
+      x[None],
+      context,
+      link_layers=(),
+      precision=self.precision,
+      policy=self.remat,
+    )[0]
+
+  def videos(self, out: Float[Array, '2 b s p'], grid: tuple[int, int, int]) -> Float[Array, '2 b f h w c']:
+    """The head's patches of both modalities as latents."""
+    return embed.unpatchify(partition.constrain(out, 'modality', 'batch', None, None), grid, self.cfg.patch)
+
+
+class ChannelConcat(OneSequence):
+  """A token holds both modalities: half the tokens of One4D, aligned by construction, one feature for two outputs.
+
+  WVD (arXiv 2412.01821) trains a diffusion transformer on RGB and XYZ together and conditions it by inpainting. Here
+  the base is frozen but for LoRA, as in One4D's comparison, and the condition is One4D's. The patch embedding is a
+  trained copy with rows for the noisy XYZ, zero at first; the head has a second, trained projection, at first a copy
+  of the frozen one. A fresh model therefore gives the base's RGB velocity twice.
+  """
+
+  def init_adapters(self, key: jax.Array, base: dict) -> dict:
+    """Fresh float32 adapters for ``base`` (unboxed), boxed."""
+    shapes = jax.eval_shape(self.init_base, key)
+    patch = _trained_copy(base['embed']['patch'], shapes['embed']['patch'])
+    kernel = patch['kernel']
+    rows = jnp.zeros((self.cfg.out_channels * math.prod(self.cfg.patch), self.cfg.width))
+    return {
+      'lora': _one_lora(self, key),
+      'patch': patch | {'kernel': kernel.replace_boxed(jnp.concatenate([kernel.value, rows]))},
+      'out_xyz': _trained_copy(base['head']['out'], shapes['head']['out']),
+    }
+
+  @checked
+  def velocity(
+    self,
+    base: dict,
+    adapters: dict,
+    z: Float[Array, '2 b f h w c'],
+    sigma: Float[Array, 'b'],
+    condition: Condition,
+  ) -> Float[Array, '2 b f h w c']:
+    """As ``One4D.velocity``. Channels of the input: noisy RGB, mask, condition latent, noisy XYZ."""
+    cfg, precision = self.cfg, self.precision
+    grid = dit.token_grid(cfg, z.shape)
+    e, context = dit.embed_inputs(cfg, base, grid, 1000 * sigma, condition.text, condition.image, precision)
+    x = jnp.concatenate([z[dlc.RGB], condition.mask, condition.latent, z[dlc.XYZ]], axis=-1)
+    params = base['embed'] | {'patch': adapters['patch']}
+    x = dit.WanEmbed(cfg, precision).apply({'params': params}, x, method='tokens')
+    x = self.through(base, adapters, x, context)
+    heads = base['head'], base['head'] | {'out': adapters['out_xyz']}
+    out = jnp.stack([dit.WanHead(cfg, precision).apply({'params': head}, x, e) for head in heads])
+    return self.videos(out, grid)
+
+
+class SpatialConcat(OneSequence):
+  """Every self-attention is over the tokens of both modalities, which costs twice One4D's.
+
+  4DNeX (arXiv 2508.13154) joins RGB and XYZ in width with rotary positions shared, adds a learned embedding of the
+  modality to either half, starts the XYZ half of its condition from a slanted plane and standardises XYZ latents by
+  statistics of its data. Here the XYZ half alone has an embedding, zero at first, and the condition and the latents
+  are One4D's. Attention does not see in which order tokens come, so the halves lie one after the other.
+
+  A fresh model is not the base, for RGB attends to XYZ; it is the base where both halves are the same.
+  """
+
+  def init_adapters(self, key: jax.Array, base: dict) -> dict:
+    """Fresh float32 adapters, boxed; they depend on the shapes of ``base`` alone."""
+    modality = nn.LogicallyPartitioned(jnp.zeros(self.cfg.width), ('embed',))
+    return {'lora': _one_lora(self, key), 'modality_xyz': modality}
+
+  @checked
+  def velocity(
+    self,
+    base: dict,
+    adapters: dict,
+    z: Float[Array, '2 b f h w c'],
+    sigma: Float[Array, 'b'],
+    condition: Condition,
+  ) -> Float[Array, '2 b f h w c']:
+    """As ``One4D.velocity``. The condition enters at the RGB tokens, with zeros at the XYZ tokens."""
+    cfg, precision = self.cfg, self.precision
+    grid = dit.token_grid(cfg, z.shape)
+    e, context = dit.embed_inputs(cfg, base, grid, 1000 * sigma, condition.text, condition.image, precision)
+    cos, sin = (jnp.concatenate([table, table]) for table in (context.cos, context.sin))
+    given = jnp.concatenate([condition.mask, condition.latent], axis=-1)
+    x = jnp.concatenate([z, jnp.stack([given, jnp.zeros_like(given)])], axis=-1)
+    x = dit.WanEmbed(cfg, precision).apply({'params': base['embed']}, x, method='tokens')  # 2 b s d
+    x = jnp.concatenate([x[dlc.RGB], x[dlc.XYZ] + adapters['modality_xyz'].astype(x.dtype)], axis=1)
+    x = self.through(base, adapters, x, context._replace(cos=cos, sin=sin))
+    x = jnp.stack(jnp.split(x, 2, axis=1))
+    return self.videos(dit.WanHead(cfg, precision).apply({'params': base['head']}, x, e), grid)
+
+
+class SharedLora(One4D):
+  """One LoRA for both branches; their inputs, links and cost are One4D's."""
+
+  def init_adapters(self, key: jax.Array, base: dict) -> dict:
+    """As ``One4D.init_adapters``."""
+    return super().init_adapters(key, base) | {'lora': _one_lora(self, key)}
+
+  def velocity(self, base: dict, adapters: dict, z: Array, sigma: Array, condition: Condition) -> Array:
+    """As ``One4D.velocity``."""
+    both = jax.tree.map(lambda a: jnp.repeat(a, 2, axis=1), adapters['lora'])  # [l 1 …] to [l 2 …]
+    return super().velocity(base, adapters | {'lora': both}, z, sigma, condition)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneWay(One4D):
+  """Control links into one branch alone; the other branch is all that it would be without links."""
+
+  into: int = dlc.XYZ
+
+  def init_adapters(self, key: jax.Array, base: dict) -> dict:
+    """As ``One4D.init_adapters``."""
+    links = dlc.init_links(self.cfg.width, self.adapters.link_layers, modalities=1)
+    return super().init_adapters(key, base) | {'links': links}
+
+  def velocity(self, base: dict, adapters: dict, z: Array, sigma: Array, condition: Condition) -> Array:
+    """As ``One4D.velocity``, at its cost: the links that are not there are zeros."""
+    links = [jnp.zeros_like(adapters['links'])] * 2
+    links[self.into] = adapters['links']
+    return super().velocity(base, adapters | {'links': jnp.concatenate(links, axis=1)}, z, sigma, condition)
+
+
+def no_links(cfg: DiTConfig, adapters: AdapterConfig = AdapterConfig(), *args, **kwargs) -> One4D:
+  """One4D whose branches never meet."""
+  return One4D(cfg, dataclasses.replace(adapters, link_layers=()), *args, **kwargs)
+
+
+MODELS: Mapping[str, Callable[..., One4D]] = {
+  'dlc': One4D,
+  'channel_concat': ChannelConcat,
+  'spatial_concat': SpatialConcat,
+  'shared_lora': SharedLora,
+  'no_links': no_links,
+  'rgb_to_xyz': functools.partial(OneWay, into=dlc.XYZ),
+  'xyz_to_rgb': functools.partial(OneWay, into=dlc.RGB),
+}

@@ -1,0 +1,47 @@
+"""What the backward pass of a stack keeps of each layer, by name.
+
+none              everything (fastest, only for small models)
+block             the input of each layer; the layer is computed again
+attention_saved   that, and what attention gave, so that attention is not computed again
+offload           the input of each layer, in pinned memory of the host
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+POLICIES = ('none', 'block', 'attention_saved', 'offload')
+_KERNEL = 'dot_product_attention'  # cuDNN's primitives: the backward pass needs their statistics too
+
+
+def layer(body: Callable, policy: str) -> Callable:
+  """``body`` of a ``scan`` over layers, under one of ``POLICIES``."""
+  if policy == 'none':
+    return body
+  policies = jax.checkpoint_policies
+  keep = {
+    'block': policies.nothing_saveable,
+    'attention_saved': policies.save_from_both_policies(
+      policies.save_only_these_names('attention'),
+      lambda primitive, *_, **__: _KERNEL in primitive.name,
+    ),
+    'offload': policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[],
+      names_which_can_be_offloaded=['layer_input'],
+      offload_src='device',
+      offload_dst='pinned_host',
+    ),
+  }
+  return functools.partial(jax.checkpoint, prevent_cse=False, policy=keep[policy])(body)
+
+
+def layer_input(x: jax.Array) -> jax.Array:
+  """Marks what enters a layer."""
+  return checkpoint_name(x, 'layer_input')
+
+
+def attention(x: jax.Array) -> jax.Array:
+  """Marks what attention gave."""
+  return checkpoint_name(x, 'attention')
