@@ -61,8 +61,9 @@ def _receive(port: int, processes: int, timeout: float) -> None:
       ('', port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both, backlog=processes
     )
   except OSError as error:
+    why = os.strerror(error.errno)
     raise ConfigError(
-      f'process 0 cannot listen on port {port} of this machine ({os.strerror(error.errno)}); give all processes another one'
+      f'process 0 cannot listen on port {port} of this machine ({why}); give all processes another one'
     ) from error
   waiting: dict[int, socket.socket] = {}
   with server, selectors.DefaultSelector() as selector:
