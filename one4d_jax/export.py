@@ -6,6 +6,7 @@ python -m one4d_jax.export out/ --metric baseline=0,16:0.4    a scene in metres;
 
 import argparse
 import json
+import pathlib
 import sys
 
 from one4d_jax import cli
@@ -32,8 +33,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
   """Loads the scene, writes the exports with a progress bar for each, and lists their paths."""
-  import pathlib
-
   from one4d_jax.sample import Bar
   from one4d_jax.view import playback_rate
   from one4d_jax.viewer import export, metric
@@ -63,13 +62,24 @@ def measured(scene, measures, folder):
   """The scene in metres, and its record. Raises DataError where nothing could be measured."""
   from one4d_jax.viewer import metric
 
+  run = read_run(folder)
   found, record, notes = metric.apply(scene, measures)
   if not record:
     raise DataError('; '.join(notes))
   print(*notes, sep='\n', end='\n' if notes else '')
-  path = folder / 'run.json'
-  run = json.loads(path.read_text()) if path.is_file() else {}
   return found, run | {'metric': {'scale': float(found.scale), 'from': record}}
+
+
+def read_run(folder: pathlib.Path) -> dict:
+  """``run.json`` of a scene; empty where there is none. Raises DataError where it is damaged."""
+  path = folder / 'run.json'
+  try:
+    run = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+  except (OSError, ValueError) as error:
+    raise DataError(f'{path} cannot be read ({error}); delete it to go on without the record of the run') from error
+  if not isinstance(run, dict):
+    raise DataError(f'{path} is not the record of a run; delete it to go on without')
+  return run
 
 
 if __name__ == '__main__':

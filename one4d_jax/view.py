@@ -7,6 +7,7 @@ python -m one4d_jax.view --app    a page that makes scenes of clips, images and 
 import argparse
 import contextlib
 import json
+import math
 import pathlib
 import sys
 
@@ -66,7 +67,7 @@ def playback_rate(folder: pathlib.Path) -> float:
     rate = float(json.loads((folder / 'run.json').read_text())['fps']['playback'])
   except (OSError, ValueError, KeyError, TypeError):
     return 8.0
-  return min(max(rate, 1.0), 60.0)
+  return min(max(rate, 1.0), 60.0) if math.isfinite(rate) else 8.0
 
 
 if __name__ == '__main__':

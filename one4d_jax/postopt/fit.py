@@ -34,6 +34,8 @@ ROUND = 4  # steps between two renewals of the radius
 PATCHES = 64  # parts of a frame whose errors are taken as independent of each other
 WEAK = 0.03  # relative error of the focal length beyond which it counts as hardly determined
 FLAT = 0.03  # of the median distance: points nearer than this to a plane (in the median) are one
+FARTHEST = 1e6  # median distances; float32 could not hold the squares of what lies much farther
+LARGEST = 1e30  # median distance, for the same reason
 FAR_OFF = 0.1  # median miss over median distance beyond which the first frame cannot be the world's
 NARROW = 20.0  # degrees of view below which a lens is long: perspective hardly shows
 FOCAL = 6  # its place among a frame's unknowns; the principal point comes after it
@@ -62,28 +64,32 @@ def fit_cameras(
 ) -> Cameras:
   """Fits the cameras that see ``pointmap`` (world: the first camera, up to scale), and their depth.
 
-  Moving objects need no mask. Frames with fewer than 32 valid pixels get the camera interpolated between their
-  neighbours and a residual of NaN. ``confidence`` weights pixels (0: as if invalid; only ratios matter). ``init``
+  Moving objects need no mask. Points that are not finite, or a million times as far as the median one, count as
+  invalid. Frames with fewer than 32 valid pixels get the camera interpolated between their neighbours and a residual
+  of NaN. ``confidence`` weights pixels (0: as if invalid; only ratios matter). ``init``
   replaces the built-in starting point. The standard error of the focal length is estimated from the misses
   themselves (a sandwich over 8 x 8 patches and 4 frames), so errors that are smooth within a patch count in full.
 
   Raises:
-    DataError: no frame has enough valid pixels, every valid point is the origin, or a confidence is negative or NaN.
+    DataError: no frame has enough valid pixels, most valid points are the origin or beyond 1e30, or a confidence is
+      negative or NaN.
     jaxtyping.TypeCheckError: arrays whose shapes do not belong together.
   """
   frames, height, width = valid.shape
   if confidence is not None and not (confidence[valid] >= 0).all():
     raise DataError('fit_cameras: a confidence is negative or NaN; mark such pixels invalid')
-  valid = valid & np.isfinite(pointmap).all(axis=-1)
+  unit = _median_distance(pointmap, valid if confidence is None else valid & (confidence > 0))
+  if unit == 0:
+    raise DataError('fit_cameras: most valid points are the origin itself; is this a pointmap?')
+  if unit > LARGEST:
+    raise DataError(f'fit_cameras: points lie {unit:.0e} from the origin, beyond float32; use a larger unit of length')
+  limit = FARTHEST * unit
+  valid = valid & (pointmap.min(axis=-1) > -limit) & (pointmap.max(axis=-1) < limit)  # false for NaN
   seen = valid if confidence is None else valid & (confidence > 0)
   count = seen.sum(axis=(1, 2))
   usable = count >= MIN_PIXELS
   if not usable.any():
     raise DataError(f'fit_cameras: no frame has {MIN_PIXELS} valid pixels (the best has {count.max()}); nothing to fit')
-  every = max(seen.size // 1_000_000, 1)
-  unit = float(np.median(np.linalg.norm(pointmap.reshape(-1, 3)[::every][seen.ravel()[::every]], axis=-1)))
-  if not unit > 0:
-    raise DataError('fit_cameras: most valid points are the origin itself; is this a pointmap?')
 
   used = np.flatnonzero(usable)
   grid = _grid(seen, usable, options.stride)
@@ -139,6 +145,15 @@ def fit_cameras(
     float(spread * focal.max()),
     tuple(warnings),
   )
+
+
+def _median_distance(pointmap: np.ndarray, seen: np.ndarray) -> float:
+  """From the origin, of the points that are finite, or a million of them; NaN where none is."""
+  chosen = np.flatnonzero(seen)
+  chosen = chosen[:: max(len(chosen) // 1_000_000, 1)]
+  distance = np.linalg.norm(pointmap.reshape(-1, 3)[chosen].astype(np.float64), axis=-1)
+  known = distance[np.isfinite(distance)]
+  return float(np.median(known)) if known.size else float('nan')
 
 
 def _grid(seen: np.ndarray, usable: np.ndarray, stride: int) -> tuple[slice, slice, slice]:

@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from one4d_jax.errors import DataError
 from one4d_jax.model.files import link_or_copy
 from one4d_jax.viewer import cloud, filters, static
 from one4d_jax.viewer.scene import Scene
@@ -43,7 +42,7 @@ class Work:
     scene: in metres where it can be.
     shared: an empty folder on the disk of the results; images are written there once and linked from each result.
 
-  Raises DataError where a camera is not finite.
+  Raises DataError where a camera is not finite or has no focal length.
   """
 
   scene: Scene
@@ -51,9 +50,7 @@ class Work:
   shared: pathlib.Path
 
   def __post_init__(self):
-    fine = np.isfinite(self.scene.K).all((1, 2)) & np.isfinite(self.scene.world_from_cam).all((1, 2))
-    if not fine.all():
-      raise DataError(f'frame {fine.argmin()} of the scene has a camera that is not finite; it cannot be exported')
+    self.scene.check_cameras()
 
   @functools.cached_property
   def static(self) -> Bool[np.ndarray, 'F H W']:

@@ -7,7 +7,6 @@ unless ``scale`` is set: multiplied by ``scale`` they are metres.
 
 import dataclasses
 import pathlib
-import zipfile
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -84,6 +83,13 @@ class Scene:
     known = self.depth[self.valid & (self.depth > 0) & np.isfinite(self.depth)]
     return float(np.median(known)) if known.size else None
 
+  def check_cameras(self) -> None:
+    """Raises DataError where a camera is not finite or has no focal length."""
+    fine = np.isfinite(self.K).all((1, 2)) & np.isfinite(self.world_from_cam).all((1, 2))
+    fine &= (self.K[:, 0, 0] > 0) & (self.K[:, 1, 1] > 0)
+    if not fine.all():
+      raise DataError(f'frame {fine.argmin()} of the scene has a camera that is not finite or has no focal length')
+
   def metric(self) -> 'Scene':
     """The scene in metres, with scale 1, where its scale is known; else the scene as it is."""
     if not np.isfinite(self.scale) or self.scale == 1:
@@ -101,20 +107,30 @@ class Scene:
 
 
 def load(folder: str | pathlib.Path) -> Scene:
-  """The scene of a folder (or of a ``scene.npz``). Raises DataError where there is none or it is damaged."""
+  """The scene of a folder (or of a ``scene.npz``). Raises DataError: none there, damaged, or a camera that is none."""
   path = pathlib.Path(folder)
   path = path / FILE if path.is_dir() else path
   try:
     with np.load(path, allow_pickle=False) as stored:
       missing = [name for name in _LAYOUT if name not in stored.files]
       if missing:
-        raise DataError(f'{path} lacks {", ".join(missing)}; it is not a scene of this program')
-      return Scene(**{name: stored[name] for name in _LAYOUT})
+        raise DataError(f'it lacks {", ".join(missing)} and is not a scene of this program')
+      scene = Scene(**{name: _typed(stored[name], name) for name in _LAYOUT})
+    scene.check_cameras()
+    return scene
   except FileNotFoundError as error:
     raise DataError(f'{path} does not exist; give a folder written by `python -m one4d_jax.sample`') from error
   except ShapeError as error:
     raise DataError(f'{path} is inconsistent: {error}') from error
-  except DataError:
-    raise
-  except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+  except DataError as error:
+    raise DataError(f'{path}: {error}') from error
+  except Exception as error:  # zipfile, zlib and NumPy between them raise nearly every kind on damaged bytes
     raise DataError(f'{path} cannot be read as a scene: {error}') from error
+
+
+def _typed(array: np.ndarray, name: str) -> np.ndarray:
+  """The array, if its type is that of the format or another floating one: a cast of any other would change it."""
+  want = np.dtype(_LAYOUT[name][0])
+  if array.dtype != want and not (array.dtype.kind == want.kind == 'f'):
+    raise DataError(f'{name} holds {array.dtype} where a scene has {want}')
+  return array

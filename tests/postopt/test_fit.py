@@ -365,6 +365,75 @@ def test_refusals():
     FitOptions(adam=AdamOptions(learning_rate=0.0))
   with pytest.raises(DataError, match='no frame'):
     fit_cameras(np.full_like(points, np.nan), all_valid(points))
+  with pytest.raises(DataError, match='larger unit of length'):
+    fit_cameras(np.float32(1e36) * points, all_valid(points))
+  for wrong in (points[..., :2], points[0], points[:1]):
+    with pytest.raises(jaxtyping.TypeCheckError, match='pointmap'):
+      fit_cameras(wrong, all_valid(points))
+
+
+@pytest.mark.parametrize('world', ['first', 'any'])
+@pytest.mark.parametrize('value', [1e38, -1e10, np.inf, np.nan])
+def test_stray_values_count_as_invalid(value, world):
+  points, truth, _ = room(frames=3, height=32, width=48)
+  stray = np.random.default_rng(0).random(points.shape) < 0.1
+  found = fit_cameras(np.where(stray, np.float32(value), points), all_valid(points), options=FitOptions(world=world))
+  assert_exact(found, truth, f'{value}')
+  np.testing.assert_array_equal(found.depth == 0, stray.any(axis=-1))
+
+
+def behind(points):
+  return points * np.float32([1, 1, -1])
+
+
+def mirrored(points):
+  return points * np.float32([-1, 1, 1])
+
+
+def one_point(points):
+  return np.ones_like(points)
+
+
+def one_line(points):
+  return np.linspace(0, 1, points[..., :1].size, dtype=np.float32).reshape(*points.shape[:3], 1) * np.float32([1, 2, 3])
+
+
+def no_depth(points):
+  return points * np.float32([1, 1, 0])
+
+
+def a_frame_of_zeros(points):
+  return np.where(np.arange(len(points))[:, None, None, None] == 1, np.float32(0), points)
+
+
+def scattered(points):
+  return np.random.default_rng(0).normal(size=points.shape).astype(np.float32)
+
+
+@pytest.mark.parametrize('make', [behind, mirrored, one_point, one_line, no_depth, a_frame_of_zeros, scattered])
+@pytest.mark.parametrize(
+  'options', [FitOptions(), FitOptions(world='any', loss='l1', focal='per_frame', principal_point='shared')]
+)
+def test_what_no_camera_sees_gives_finite_cameras_and_a_warning(make, options):
+  points, _, _ = room(frames=3, height=12, width=16)
+  found = fit_cameras(make(points), all_valid(points), options=options)
+  for array in (found.K, found.world_from_cam, found.depth):
+    assert np.isfinite(array).all()
+  rotation = found.world_from_cam[:, :3, :3]
+  np.testing.assert_allclose(rotation @ rotation.transpose(0, 2, 1), np.tile(np.eye(3), (3, 1, 1)), atol=1e-4)
+  assert (found.K[:, 0, 0] > 0).all() and not np.isnan(found.focal_std)
+  assert found.warnings or make is a_frame_of_zeros, 'a camera at the point that all pixels show fits exactly'
+
+
+@pytest.mark.parametrize('motion', ['static', 'rotation', 'translation', 'orbit'])
+def test_gross_outliers_on_top_of_noise(motion):
+  points, truth, _ = room(motion)
+  rng = np.random.default_rng(1)
+  spoilt = noisy(points, truth, 0.05)
+  gross = rng.random(points.shape[:3]) < 0.1
+  spoilt[gross] += rng.normal(0, 0.7 * np.median(truth.depth), (gross.sum(), 3)).astype(np.float32)
+  focal, rotation, _ = errors(fit_cameras(spoilt, all_valid(points)), truth, f'5% and 10% outliers, {motion}')
+  assert focal < 1e-2 and rotation < 1
 
 
 def test_gradients_equal_finite_differences():

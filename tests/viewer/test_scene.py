@@ -40,9 +40,17 @@ def test_shapes_must_agree(name):
 def test_what_is_not_a_scene_is_a_data_error(tmp_path):
   scene = small_scene()
   arrays = {f.name: getattr(scene, f.name) for f in dataclasses.fields(scene)}
+  lost = scene.world_from_cam.copy()
+  lost[3, 0, 3] = np.nan
   cases = {'lacks depth': {k: v for k, v in arrays.items() if k != 'depth'}}
   cases['inconsistent'] = arrays | {'K': scene.K[:2]}
   cases['cannot be read'] = arrays | {'K': np.array([{'a': 1}], dtype=object)}  # would need pickle
+  cases['rgb holds float64 where a scene has uint8'] = arrays | {'rgb': scene.rgb / 255}
+  cases['rgb holds int32'] = arrays | {'rgb': scene.rgb.astype(np.int32)}
+  cases['valid holds float32'] = arrays | {'valid': scene.depth}
+  cases['K holds complex64'] = arrays | {'K': scene.K.astype(np.complex64)}
+  cases['frame 3 .* not finite'] = arrays | {'world_from_cam': lost}
+  cases['frame 0 .* no focal length'] = arrays | {'K': 0 * scene.K}
   for words, stored in cases.items():
     np.savez(tmp_path / 'scene.npz', **stored)
     with pytest.raises(DataError, match=words):
@@ -53,6 +61,34 @@ def test_what_is_not_a_scene_is_a_data_error(tmp_path):
       scenes.load(tmp_path)
   with pytest.raises(DataError, match='does not exist'):
     scenes.load(tmp_path / 'nowhere')
+
+
+def test_other_floats_are_taken(tmp_path):
+  scene = small_scene()
+  arrays = {f.name: getattr(scene, f.name) for f in dataclasses.fields(scene)}
+  np.savez(
+    tmp_path / 'scene.npz', **arrays | {'K': scene.K.astype(np.float64), 'depth': scene.depth.astype(np.float16)}
+  )
+  back = scenes.load(tmp_path)
+  np.testing.assert_array_equal(back.K, scene.K)
+  np.testing.assert_allclose(back.depth, scene.depth, rtol=1e-3)
+
+
+def test_damage_anywhere_is_one_error_or_harmless(tmp_path):
+  path = small_scene(frames=2).save(tmp_path)
+  whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+  for place in rng.integers(len(whole), size=300):
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << int(rng.integers(8))]) + whole[place + 1 :])
+    try:
+      scenes.load(tmp_path)
+    except DataError as error:
+      assert str(path) in str(error)
+      refused += 1
+  assert refused > 200
+  for size in range(0, len(whole), len(whole) // 50):
+    path.write_bytes(whole[:size])
+    with pytest.raises(DataError, match='cannot be read'):
+      scenes.load(tmp_path)
 
 
 def test_metric_lengths():

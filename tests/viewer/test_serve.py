@@ -236,7 +236,14 @@ def test_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  'text, want', [('{"fps": {"playback": 12}}', 12), ('{"fps": {"playback": 900}}', 60), ('{', 8)]
+  'text, want',
+  [
+    ('{"fps": {"playback": 12}}', 12),
+    ('{"fps": {"playback": 900}}', 60),
+    ('{"fps": {"playback": NaN}}', 8),
+    ('{', 8),
+    ('[]', 8),
+  ],
 )
 def test_rate_of_playback(tmp_path, text, want):
   (tmp_path / 'run.json').write_text(text)
