@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 import types
+import uuid
 
 import jax
 import numpy as np
@@ -78,7 +79,7 @@ class _Wandb:
     project, _, run = name.partition('/')
     file = folder / 'wandb-id.txt'
     if not file.is_file():
-      write_whole(file, self._wandb.util.generate_id())
+      write_whole(file, uuid.uuid4().hex[:12])
     self._run = self._wandb.init(
       project=project, name=run or folder.resolve().name, id=file.read_text(), resume='allow', dir=str(folder)
     )
