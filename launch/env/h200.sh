@@ -1,0 +1,6 @@
+# shellcheck shell=bash
+# shellcheck source=launch/env/gpu.sh
+source "$(dirname "${BASH_SOURCE[0]}")/gpu.sh"
+
+# About 7 of its 141 GB remain for NCCL, cuDNN and the CUDA context; JAX by itself would leave a quarter.
+export XLA_PYTHON_CLIENT_MEM_FRACTION=.95
