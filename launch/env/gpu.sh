@@ -8,8 +8,6 @@ flags=(
   --xla_gpu_enable_pipelined_all_gather=true
   # The same for gradients in the backward pass.
   --xla_gpu_enable_pipelined_reduce_scatter=true
-  # A collective that hangs for ten minutes ends the process; without it, it waits for ever.
-  --xla_gpu_nccl_termination_timeout_seconds=600
 )
 export XLA_FLAGS="${XLA_FLAGS:-} ${flags[*]}"
 
