@@ -101,6 +101,7 @@ def main(args: argparse.Namespace) -> None:
   own = lines[which::count]
   before = sum(line.name in done for line in own)
   print(f'{args.input}: {len(lines)} scenes, {len(own)} for this process, {before} of them done before')
+  pathlib.Path(args.out).mkdir(parents=True, exist_ok=True)
   failed = work_off(own, done, args)
   for state, number in summarise(lines, args).items():
     print(f'{args.out}: {number} {state}')
@@ -198,11 +199,12 @@ def check(lines: Sequence[Line], args: argparse.Namespace) -> set[str]:
     return bundle.load(args.weights, parts=()).hash
 
   def is_done(line: Line) -> bool:
+    there = line.folder.exists()  # looked at first: another process may be about to write it
     found = differences(line, weights)
     if found and not args.overwrite:
       raise DataError(f'{line.folder} was made with {"; ".join(found)}; add --overwrite to make it again')
     if found is None:
-      export.check_out(line.folder, overwrite=args.overwrite)
+      export.check_out(line.folder, overwrite=args.overwrite or not there)
     return found == []
 
   states = _every(args.input, lines, is_done, lambda line: line.number)
@@ -300,7 +302,6 @@ def _record(line: Line, error: Exception) -> None:
   """Keeps why a scene failed, with the traceback of what is not the user's doing."""
   expected = isinstance(error, UserError | OSError)
   details = '' if expected else ''.join(traceback.format_exception(error))
-  line.failure.parent.mkdir(parents=True, exist_ok=True)
   write_whole(line.failure, f'{cli.one_line(error)}\n{details}')
 
 
