@@ -121,7 +121,7 @@ class TrainConfig:
   save_every: int = 250
   keep: int = 2  # newest checkpoints
   keep_every: int = 0  # and those of every so many steps, for good; 0: none
-  validate_every: int = 500
+  validate_every: int = 500  # and at the end; 0: never
   spike: float = 10.0  # a gradient so many times longer than usual is skipped; 0: none is
   patience: int = 20  # steps skipped in a row that end the run
   hang_seconds: float = 3600.0  # without a step end the process; 0: never
@@ -259,10 +259,10 @@ def check(config: Config) -> None:
                       f'ffn_width={model.dit.ffn_width}')  # fmt: skip
     if sizes['cfg'] != 1:
       problems.append(f'parallel.mesh={config.parallel.mesh!r}: cfg is an axis of sampling; training has none')
-  for name in ('spike', 'hang_seconds', 'keep_every'):
+  for name in ('spike', 'hang_seconds', 'keep_every', 'validate_every'):
     if getattr(train, name) < 0:
       problems.append(f'train.{name}={getattr(train, name)} must be 0 (off) or more')
-  for name in ('steps', 'batch', 'accumulation', 'log_every', 'save_every', 'validate_every', 'keep', 'patience'):
+  for name in ('steps', 'batch', 'accumulation', 'log_every', 'save_every', 'keep', 'patience'):
     if getattr(train, name) < 1:
       problems.append(f'train.{name}={getattr(train, name)} must be at least 1')
   if problems:

@@ -26,13 +26,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
   from one4d_jax import config as configs
+  from one4d_jax.training.interrupt import Interrupt
 
   config = configs.load(args.config, args.overrides)
   workdir = pathlib.Path(args.workdir or config.workdir)
   require_inputs(config)
-  distributed.start(args)
-  workdir.mkdir(parents=True, exist_ok=True)
-  train(config, workdir, must_resume=args.resume)
+  with distributed.start(args), Interrupt() as interrupt:
+    workdir.mkdir(parents=True, exist_ok=True)
+    train(config, workdir, interrupt, must_resume=args.resume)
 
 
 def require_inputs(config) -> None:
@@ -81,7 +82,7 @@ def require_set(folder: pathlib.Path) -> None:
     )
 
 
-def train(config, workdir: pathlib.Path, *, must_resume: bool = False) -> None:
+def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False) -> None:
   import functools
 
   import flax.linen as nn
@@ -97,19 +98,16 @@ def train(config, workdir: pathlib.Path, *, must_resume: bool = False) -> None:
   from one4d_jax.parallel import load, rules
   from one4d_jax.parallel import mesh as meshes
   from one4d_jax.parallel.layout import MeshLayout, batch_sharding, check_batch, rows
-  from one4d_jax.training import latents, metrics
+  from one4d_jax.training import flops, latents, metrics
   from one4d_jax.training import optimizer as optimizers
   from one4d_jax.training.checkpoint import Checkpoints, difference
-  from one4d_jax.training.interrupt import Interrupt
   from one4d_jax.training.journal import Journal
-  from one4d_jax.training.speed import Speed
   from one4d_jax.training.stages import STAGES
   from one4d_jax.training.step import init_state, make_step
   from one4d_jax.training.watchdog import Watchdog
   from one4d_jax.viewer.pictures import save_png
 
-  settings, code = config.train, commit()
-  main = jax.process_index() == 0
+  settings, code, main = config.train, commit(), distributed.is_main()
   say = lambda text: tqdm.write(text, file=sys.stderr) if main else None
 
   # -- The mesh ----------------------------------------------------------------------------------------------------
@@ -132,7 +130,8 @@ def train(config, workdir: pathlib.Path, *, must_resume: bool = False) -> None:
   say(f'{settings.stage}: {workdir}, weights {weights_hash or "none"}, {meshes.describe(mesh)}')
 
   # -- Data, parameters, optimizer ---------------------------------------------------------------------------------
-  stage = STAGES[settings.stage](config, before)
+  with distributed.main_first():  # it may have data to render and to encode
+    stage = STAGES[settings.stage](config, before)
   frozen = {name: load.part(before, name, mesh, int8=config.model.int8 and name == 'base') for name in stage.frozen}
   rate = dict(
     learning_rate=settings.learning_rate, warmup=settings.warmup, steps=settings.steps, kind=settings.schedule
@@ -200,14 +199,13 @@ def train(config, workdir: pathlib.Path, *, must_resume: bool = False) -> None:
   if main:
     write_whole(workdir / 'config.json', configs.to_json(config))
   writer = metrics.Writer(workdir, resume_step=start, enabled=main, wandb=settings.wandb)
-  journal = Journal(workdir, settings.patience, jax.process_index())
-  speed = Speed(stage.work(), samples, mesh)
+  peak = flops.peak(mesh.devices.flat[0].device_kind)
+  journal = Journal(workdir, settings.patience, peak and peak * mesh.size, jax.process_index())
   averaged = lambda state: state.average if settings.ema else state.params
 
   # -- Loop --------------------------------------------------------------------------------------------------------
   stopped, step = False, start
   with (
-    Interrupt() as interrupt,
     Watchdog(settings.hang_seconds, say) as watchdog,
     tqdm(
       total=settings.steps, initial=start, desc=settings.stage, unit='step', smoothing=0.05, disable=not main
@@ -216,20 +214,20 @@ def train(config, workdir: pathlib.Path, *, must_resume: bool = False) -> None:
     for step in range(start + 1, settings.steps + 1):
       batch = next(batches)
       state, found = step_fn(state, frozen, latents.arrays(batch))
-      journal.add(step, found, batch['id'].tolist())
+      journal.add(step, found, batch['id'].tolist(), stage.work(batch))
       watchdog.beat(step)
       bar.update()
       last, stopped = step == settings.steps, interrupt.stops(step)
       if step % settings.log_every == 0 or last:
         means = journal.drain()
-        writer.scalars(step, means | speed.rates(means['seconds_per_step']) | stage.observe(state.params) | memory())
-        bar.set_postfix({k: f'{v:.3g}' for k, v in means.items() if '/' not in k and k != 'seconds_per_step'})
+        writer.scalars(step, means | stage.observe(state.params) | metrics.memory())
+        bar.set_postfix({k: f'{v:.3g}' for k, v in means.items() if 'loss' in k and '/' not in k})
       with watchdog.paused():
         if checkpoints.due(step) or last or stopped:
           checkpoints.save(state, batches.get_state(), step=step)
         if stopped and not last:
           break
-        if step % settings.validate_every == 0 or last:
+        if settings.validate_every and (step % settings.validate_every == 0 or last):
           params = averaged(state)
           results, picture = stage.validate(params, frozen, layout)
           results |= stage.validation_loss(params, frozen, layout)

@@ -52,7 +52,7 @@ def link_slots(link_layers: tuple[int, ...], layers: int) -> Int[Array, 'l']:
 def run(
   cfg: DiTConfig,
   blocks: dict,
-  adapters: dict,  # {'lora': [l m …], 'links': [k m d d]}, LoRA scale already folded in
+  adapters: dict,  # {'lora': [l m …], 'links': [k m d d] if any}, LoRA scale already folded in
   x: Float[Array, 'm b s d'],
   context: dit.Context,
   *,
@@ -62,13 +62,12 @@ def run(
 ) -> Float[Array, 'm b s d']:
   """Both branches through all layers. ``adapters`` is the only differentiated argument."""
   block = dit.WanBlock(cfg, precision)
-  links = adapters['links']
 
   def branch(lora, x, params):
     return block.apply({'params': params, 'lora': lora}, x, context)
 
   layout = partition.current()
-  axis = None if layout is None else layout.modality_axis
+  axis = layout.modality_axis if layout is not None and len(x) > 1 else None
   both_branches = jax.vmap(branch, in_axes=(0, 0, None), spmd_axis_name=axis)
 
   # One checkpoint around block, gather and link: whatever is indexed outside it becomes a saved residual.
@@ -77,7 +76,7 @@ def run(
     x = remat.layer_input(partition.constrain(x, 'modality', 'batch', 'tokens', 'embed'))
     x = both_branches(lora, x, params)
     if link_layers:
-      x = jax.lax.cond(slot < 0, lambda x: x, lambda x: control_link(x, links[slot]), x)
+      x = jax.lax.cond(slot < 0, lambda x: x, lambda x: control_link(x, adapters['links'][slot]), x)
     return x, None
 
   x, _ = jax.lax.scan(remat.layer(layer, policy), x, (blocks, adapters['lora'], link_slots(link_layers, cfg.layers)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from one4d_jax.checks import checked
-from one4d_jax.nn import partition
+from one4d_jax.nn import partition, splash
 
 _CHUNK = 1024  # queries at a time where no fused kernel exists
 
@@ -24,11 +24,14 @@ def local(
 ) -> Float[Array, 'b s n h']:
   """``attend`` on one device.
 
-  On NVIDIA in 16 bits this is cuDNN's flash attention. Elsewhere long sequences go through in chunks of
+  On NVIDIA in 16 bits this is cuDNN's flash attention, on TPU the splash kernel. Elsewhere long sequences go through in chunks of
   queries, each recomputed in the backward pass, so memory grows with ``s``, not ``s t``.
   """
-  if partition.platform() in ('gpu', 'cuda') and q.dtype in (jnp.bfloat16, jnp.float16):
+  platform = partition.platform()
+  if platform in ('gpu', 'cuda') and q.dtype in (jnp.bfloat16, jnp.float16):
     return _fused(q, k, v, 'cudnn')
+  if platform == 'tpu' and splash.supports(q.shape[-1]):
+    return splash.splash(q, k, v)
   b, s, n, h = q.shape
   if s <= 2 * _CHUNK:
     return _fused(q, k, v, None)

@@ -116,6 +116,20 @@ def describe() -> str:
 
 
 @contextlib.contextmanager
+def main_first() -> Iterator[None]:
+  """Runs the block in process 0, then in the others, which find what it left on a disk that all see."""
+  import jax
+  from jax.experimental import multihost_utils
+
+  wait = lambda: multihost_utils.sync_global_devices('main first') if jax.process_count() > 1 else None
+  if not is_main():
+    wait()
+  yield
+  if is_main():
+    wait()
+
+
+@contextlib.contextmanager
 def _until_all_end() -> Iterator[None]:
   from jax.experimental import multihost_utils
 

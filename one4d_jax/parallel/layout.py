@@ -74,7 +74,7 @@ def rows(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
   process = jax.process_index() if process is None else process
   count = batch_parts(mesh)
   places = batch_sharding(mesh).devices_indices_map((count,))
-  starts = lambda p: sorted({i.start or 0 for device, (i,) in places.items() if device.process_index == p})
+  starts = lambda p: sorted({i.start or 0 for device, (i,) in places.items() if _process(device) == p})
   own = starts(process)
   if own != list(range(own[0], own[0] + len(own))) or count % len(own) or own[0] % len(own):
     raise ConfigError(
@@ -82,3 +82,7 @@ def rows(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
       'processes in whole'
     )
   return own[0] // len(own), count // len(own)
+
+
+def _process(device: jax.Device) -> int:
+  return device.process_index

@@ -18,43 +18,54 @@ LAG = 2  # steps between starting one and reading its metrics
 
 @dataclasses.dataclass
 class Journal:
-  """Collects the metrics of steps: ``{name: (sum, count)}`` each.
+  """Collects the metrics of steps, ``{name: (sum, count)}`` each, and how fast they go.
 
   Attributes:
     folder: ``skipped.jsonl`` (of other processes than the first: ``skipped-N.jsonl``) tells of steps that changed
       nothing: step, metrics, and the clips that this process gave to it.
     patience: so many skipped steps in a row end the run.
+    peak: what all devices could do, FLOP/s, if that is known.
     process: of JAX.
   """
 
   folder: pathlib.Path
   patience: int
+  peak: float | None = None
   process: int = 0
 
   def __post_init__(self):
-    self._pending, self._sums = collections.deque(), {}
-    self._since, self._steps = time.perf_counter(), 0
+    self._pending, self._sums, self._work = collections.deque(), {}, collections.Counter()
+    self._since = time.perf_counter()
     name = f'skipped-{self.process}.jsonl' if self.process else 'skipped.jsonl'
     self._skipped = self.folder / name
 
-  def add(self, step: int, metrics: dict, clips: list[str]) -> None:
-    """Metrics of ``step``, which may still be computing.
+  def add(self, step: int, metrics: dict, clips: list[str], work: dict[str, float]) -> None:
+    """Metrics of ``step``, which may still be computing, and its ``samples``, ``tokens`` and ``flops``.
 
     Raises:
       UserError: too many steps in a row were skipped.
     """
     self._pending.append((step, metrics, clips))
+    self._work.update(work | {'steps': 1})
     while len(self._pending) > LAG:
       self._read(*self._pending.popleft())
 
   def drain(self) -> dict[str, float]:
-    """Means since the last call, with ``seconds_per_step``; waits for what is computing."""
+    """Means and rates since the last call; waits for what is computing.
+
+    ``mfu`` is the share of the devices' peak that the model's own operations make, remat not counted.
+    """
     while self._pending:
       self._read(*self._pending.popleft())
     means = {name: total / count for name, (total, count) in self._sums.items() if count}
     now = time.perf_counter()
-    means['seconds_per_step'] = (now - self._since) / max(self._steps, 1)
-    self._sums, self._since, self._steps = {}, now, 0
+    seconds, steps = now - self._since, self._work.pop('steps', 0)
+    means['seconds_per_step'] = seconds / max(steps, 1)
+    means |= {f'{name}_per_second': amount / seconds for name, amount in self._work.items()}
+    if self.peak and 'flops_per_second' in means:
+      means['mfu'] = means['flops_per_second'] / self.peak
+    self._sums, self._since = {}, now
+    self._work.clear()
     return means
 
   def pause(self) -> None:
@@ -63,7 +74,6 @@ class Journal:
 
   def _read(self, step: int, metrics: dict, clips: list[str]) -> None:
     found = {name: (float(total), float(count)) for name, (total, count) in metrics.items()}
-    self._steps += 1
     in_a_row = found.pop('skipped_in_a_row')[0]
     skipped = found['skipped'][0] > 0
     for name, (total, count) in found.items():

@@ -7,6 +7,7 @@ one4d   the adapters over all of that, frozen; RGB and XYZ latents
 
 import dataclasses
 import functools
+import math
 import pathlib
 
 import flax.linen as nn
@@ -26,7 +27,7 @@ from one4d_jax.model.generate import generate
 from one4d_jax.nn import partition
 from one4d_jax.parallel import load
 from one4d_jax.parallel.layout import batch_parts, batch_sharding
-from one4d_jax.training import latents, sets
+from one4d_jax.training import flops, latents, sets
 from one4d_jax.training.step import mean
 from one4d_jax.viewer.pictures import to_uint8, video_sheet
 from one4d_jax.wan import dit
@@ -73,6 +74,10 @@ class Stage:
   def finished(self, params: dict) -> Bundle:
     """The bundle with this stage's parameters in it, which are whole on the host."""
     raise NotImplementedError
+
+  def work(self, batch: dict) -> dict[str, float]:
+    """``samples`` of a batch and, where they are counted, ``tokens`` and ``flops`` of a step on it."""
+    return {'samples': len(batch['video'])}
 
   def observe(self, params: dict) -> dict[str, float]:
     """What else to tell of the parameters."""
@@ -125,12 +130,12 @@ class VAEStage(Stage):
 
   def loss(self, params, frozen, batch, key):
     video = batch['video']
-    mean, logvar = self.vae.moments(params, video)
+    centre, logvar = self.vae.moments(params, video)
     logvar = jnp.clip(logvar, -30.0, 20.0)
-    decoded = self.vae.decode(params, mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape))
+    decoded = self.vae.decode(params, centre + jnp.exp(0.5 * logvar) * jax.random.normal(key, centre.shape))
     error = decoded - video
     slopes = sum(jnp.abs(jnp.diff(error, axis=axis)).mean() for axis in (1, 2, 3))
-    kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1 - logvar)
+    kl = 0.5 * jnp.mean(jnp.square(centre) + jnp.exp(logvar) - 1 - logvar)
     value = jnp.abs(error).mean() + 0.3 * slopes + self.config.train.kl * kl
     return value, {'l1': mean(jnp.abs(error).mean()), 'kl': mean(kl), 'psnr': mean(psnr(decoded, video))}
 
@@ -212,6 +217,15 @@ class FlowStage(Stage):
       return record
     rgb, xyz = latents.decode(self.bundle, vae, record['z'])
     return {'rgb': to_uint8(rgb), 'xyz': xyz, 'caption': record['caption']}
+
+  def work(self, batch):
+    count, config = len(batch['observed']), self.bundle.config
+    F, H, W = batch['rgb'].shape[1:4] if 'z' not in batch else (0, 0, 0)
+    latent = batch['z'].shape[2:] if 'z' in batch else ((F - 1) // 4 + 1, H // 8, W // 8, config.vae.latent_channels)
+    grid = dit.token_grid(config.dit, latent)
+    sizes = flops.Sizes(count, grid, config.dit.text_len, (config.image.image_size // config.image.patch) ** 2 + 1)
+    step = self.operations(sizes).step
+    return {'samples': count, 'tokens': count * self.branches * math.prod(grid), 'flops': sum(step.values())}
 
   def trained(self, params: dict) -> dict[str, dict]:
     """The parts of a bundle that ``params`` are, adapters among them."""
@@ -301,6 +315,10 @@ class BaseStage(FlowStage):
   """The RGB model that stands for Wan at this size; trains its text and image encoders along."""
 
   PARTS = ('base', 'text', 'image')
+  branches = 1
+
+  def operations(self, sizes):
+    return flops.base(self.bundle.config.dit, sizes)
 
   @property
   def frozen(self):
@@ -346,6 +364,11 @@ class BaseStage(FlowStage):
 
 class One4DStage(FlowStage):
   """Adapters over the frozen base; the mean of both modalities' losses, XYZ where its target is known."""
+
+  branches = 2
+
+  def operations(self, sizes):
+    return flops.one4d(self.bundle.config.dit, self.bundle.config.adapters, sizes)
 
   @property
   def frozen(self):

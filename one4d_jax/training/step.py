@@ -89,10 +89,13 @@ def make_step(
       return place(grads), metrics | {'loss': mean(value)}
 
     micro = micro, jax.random.split(key, accumulation)
-    total = one(jax.tree.map(lambda x: x[0], micro))
-    if accumulation > 1:
+    if accumulation == 1:
+      total = one(jax.tree.map(lambda x: x[0], micro))
+    else:  # from zero, so that the network is compiled once
+      shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], micro))
+      grads, metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
       add = lambda total, piece: (jax.tree.map(jnp.add, total, one(piece)), None)
-      total, _ = jax.lax.scan(add, total, jax.tree.map(lambda x: x[1:], micro))
+      total, _ = jax.lax.scan(add, (place(grads), metrics), micro)
     grads, metrics = jax.tree.map(lambda x: x / accumulation, total[0]), total[1]
 
     norm, health = optax.tree.norm(grads), state.health

@@ -8,14 +8,19 @@ import pytest
 from one4d_jax.errors import CheckpointError
 from one4d_jax.training import optimizer as optimizers
 from one4d_jax.training.checkpoint import Checkpoints
-from one4d_jax.training.step import init_state, make_step
+from one4d_jax.training.step import SETTLED, init_state, make_step, mean
 
 
 def loss(params, frozen, batch, key):
   """A linear fit; the key adds noise, so that resuming must restore it."""
   error = batch['x'] @ params['w'] + params['b'] - batch['y'] * frozen['scale']
   value = jnp.mean(jnp.square(error)) + 1e-3 * jax.random.normal(key) * jnp.sum(params['w'])
-  return value, {'error': jnp.abs(error).mean()}
+  return value, {'error': mean(jnp.abs(error))}
+
+
+def value(metric):
+  """The mean that a metric stands for."""
+  return float(metric[0] / metric[1])
 
 
 def adam(steps=100):
@@ -41,17 +46,56 @@ def test_it_learns_and_reports():
   state, values = fresh(), []
   for i in range(100):
     state, metrics = step(state, FROZEN, batch(i))
-    values.append(float(metrics['loss']))
+    values.append(value(metrics['loss']))
   assert values[-1] < 0.05 * values[0] and int(state.step) == 100
-  assert set(metrics) == {'loss', 'error', 'gradient_norm'}
+  assert set(metrics) == {'loss', 'error', 'gradient_norm', 'skipped', 'skipped_in_a_row'}
+  assert value(metrics['skipped']) == 0 and metrics['error'][1] == 16
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch():
   without_key = lambda params, frozen, batch, key: loss(params, frozen, batch, jax.random.key(0))
   steps = [make_step(without_key, adam(), accumulation=n, ema=0.0) for n in (1, 4)]
   one, four = (step(fresh(ema=0.0), FROZEN, batch(0)) for step in steps)
-  np.testing.assert_allclose(one[1]['gradient_norm'], four[1]['gradient_norm'], rtol=1e-5)
+  np.testing.assert_allclose(*(value(metrics['gradient_norm']) for _, metrics in (one, four)), rtol=1e-5)
   np.testing.assert_allclose(one[0].params['w'], four[0].params['w'], rtol=1e-5)
+
+
+def test_microbatches_take_every_nth_sample():
+  """Sample i goes into microbatch i mod n: what a device holds of a batch stays there."""
+  first = lambda params, frozen, batch, key: (params['w'].sum() * batch['y'][0, 0], {'first': mean(batch['y'][0, 0])})
+  _, metrics = make_step(first, adam(), accumulation=4, ema=0.0)(fresh(ema=0.0), FROZEN, batch(0))
+  np.testing.assert_allclose(metrics['first'][0], batch(0)['y'][:4, 0].sum(), rtol=1e-6)
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+  step = make_step(loss, adam(), accumulation=2, ema=0.9)
+  state, _ = step(fresh(), FROZEN, batch(0))
+  before = jax.tree.map(np.asarray, state)
+  for i, bad in enumerate((np.nan, np.inf)):
+    spoilt = batch(1)
+    spoilt['x'][5, 0] = bad
+    state, metrics = step(state, FROZEN, spoilt)
+    assert metrics['skipped'][0] == 1 and metrics['skipped_in_a_row'][0] == i + 1
+  assert int(state.step) == 3, 'later steps draw other noise'
+  for name in ('params', 'average', 'optimizer'):
+    jax.tree.map(np.testing.assert_array_equal, getattr(before, name), getattr(state, name))
+  state, metrics = step(state, FROZEN, batch(2))
+  assert metrics['skipped'][0] == 0 and metrics['skipped_in_a_row'][0] == 0
+  assert np.any(np.asarray(state.params['w']) != before.params['w'])
+
+
+def test_a_spike_is_skipped_once_it_is_known_what_is_usual():
+  step = make_step(loss, adam(), accumulation=1, ema=0.0, spike=10.0)
+  long = {name: 100 * value for name, value in batch(0).items()}
+  state, metrics = step(fresh(ema=0.0), FROZEN, long)
+  assert metrics['skipped'][0] == 0, 'the first gradients may be of any length'
+  state = fresh(ema=0.0)
+  for i in range(SETTLED):
+    state, _ = step(state, FROZEN, batch(i))
+  state, metrics = step(state, FROZEN, long)
+  assert metrics['skipped'][0] == 1 and value(metrics['gradient_norm']) > 10 * float(state.health.norm)
+  _, metrics = make_step(loss, adam(), accumulation=1, ema=0.0)(state, FROZEN, long)
+  assert metrics['skipped'][0] == 0, 'spike=0 takes any that is finite'
 
 
 def test_the_average_trails_the_parameters():
@@ -85,13 +129,14 @@ def test_resuming_repeats_the_run_exactly(tmp_path):
   state = fresh()
   for i in range(7):
     state, _ = step(state, FROZEN, batch(i))
-    checkpoints.save(state, {'next_index': i + 1}, step=i + 1)
+    if checkpoints.due(i + 1):
+      checkpoints.save(state, {'next_index': i + 1}, step=i + 1)
   checkpoints.close()
 
   again = Checkpoints(tmp_path, every=5, keep=2, weights_hash='abc')
   assert again.latest == 5
   state, position = again.restore(fresh())
-  assert position == {'next_index': 5} and int(state.step) == 5
+  assert position['data'] == {'next_index': 5} and int(state.step) == 5
   for i in range(5, 10):
     state, _ = step(state, FROZEN, batch(i))
   jax.tree.map(np.testing.assert_array_equal, straight, state)
