@@ -5,8 +5,10 @@ size. There are no accounts: who reaches the port may use the page.
 """
 
 import contextlib
+import importlib.util
 import io
 import ipaddress
+import logging
 import os
 import pathlib
 import re
@@ -64,18 +66,17 @@ def serve(
   """
   if keep < 1 or not upload_limit > 0:
     raise UserError('--keep must be 1 or more, and --upload-limit above 0')
-  try:
-    import gradio  # noqa: F401
-    import uvicorn
-  except ImportError as error:
-    raise UserError(f"the app needs gradio ({error}); install it with: pip install '.[app]'") from error
+  if any(importlib.util.find_spec(name) is None for name in ('gradio', 'uvicorn')):
+    raise UserError("the app needs gradio; install it with: pip install '.[app]'")
   with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that this block is left
     stack.callback(signal.signal, signal.SIGTERM, before)
     listener = stack.enter_context(_listen(host, port))
     home = stack.enter_context(_home(folder))
     uploads = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='.uploads-', dir=home)))
-    os.environ['GRADIO_TEMP_DIR'] = str(uploads)
+    os.environ['GRADIO_TEMP_DIR'] = str(uploads)  # before it is imported: it makes folders as it starts
+    import uvicorn
+
     limit = int(upload_limit * 2**20)
     jobs = stack.enter_context(Jobs(home, function, keep=keep))
     checked = stack.enter_context(Uploads(uploads, limit=limit))
@@ -85,7 +86,10 @@ def serve(
     if not _is_local(host):
       print('note: everyone who can reach this address can use the page; there is no password', flush=True)
     config = uvicorn.Config(app, log_level='warning', loop='asyncio', timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run(sockets=[listener])
+    web = uvicorn.Server(config)
+    # It ends the connections of pages that are open, and would print a traceback for each.
+    logging.getLogger('uvicorn.error').addFilter(lambda _: not web.should_exit)
+    web.run(sockets=[listener])
 
 
 def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path, host: str):

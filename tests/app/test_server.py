@@ -1,6 +1,8 @@
 """What the app serves, and what it refuses, without a browser."""
 
 import asyncio
+import contextlib
+import http.client
 import io
 import json
 import os
@@ -333,7 +335,7 @@ def test_without_gradio_it_says_what_to_install(capsys, monkeypatch):
 @pytest.mark.parametrize(
   ('end', 'status', 'named'), [(signal.SIGINT, 0, False), (signal.SIGTERM, 143, True), (signal.SIGKILL, -9, False)]
 )
-def test_at_the_end_nothing_is_left_but_scenes_in_a_named_folder(tmp_path, end, status, named):
+def test_at_the_end_nothing_is_left_but_scenes_in_a_named_folder(tmp_path, capfd, end, status, named):
   folder = tmp_path / 'new' / 'jobs' if named else None
   code = (
     'import signal\n'
@@ -351,9 +353,15 @@ def test_at_the_end_nothing_is_left_but_scenes_in_a_named_folder(tmp_path, end, 
     started = eventually(lambda: children(process.pid))
     if named:
       (folder / 'old').mkdir()
-    process.send_signal(end)
-    assert process.wait(20) == status
+    host, port = address.removeprefix('http://').split(':')
+    with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=20)) as page_that_stays_open:
+      page_that_stays_open.request('GET', '/gradio_api/heartbeat/somebody')
+      assert page_that_stays_open.getresponse().status == 200
+      process.send_signal(end)
+      assert process.wait(20) == status
   eventually(lambda: all(map(gone, started)))
+  said = capfd.readouterr().err
+  assert 'Traceback' not in said and 'ERROR' not in said
   if named:
     assert os.listdir(folder) == ['old']
   elif end != signal.SIGKILL:
