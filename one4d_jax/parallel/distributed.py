@@ -79,6 +79,7 @@ def start(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
   import jax
+  from jax.experimental import multihost_utils
 
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   times = dict(
@@ -96,6 +97,9 @@ def start(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
       jax.distributed.initialize(**times)
     except Exception as error:
       raise ConfigError(f'JAX finds no place for this process in {system}: {error}; {_ALONE}') from error
+  # Gloo connects devices at their first collective and gives up on a process that is 30 s late for it. These are the
+  # devices of every later wait for each other, which may take longer.
+  multihost_utils.sync_global_devices('the start')
   return _until_all_end()
 
 
