@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from one4d_jax.checks import checked
 from one4d_jax.model import dlc
-from one4d_jax.model.one4d import AdapterConfig, One4D
+from one4d_jax.model.one4d import AdapterConfig, One4D, trained_copy
 from one4d_jax.model.umc import Condition
 from one4d_jax.nn import embed, lora, partition
 from one4d_jax.wan import dit
@@ -37,11 +37,6 @@ def _one_lora(model: One4D, key: jax.Array) -> dict:
   return lora.init(key, blocks, rank=model.adapters.rank, modalities=1, targets=model.adapters.targets)
 
 
-def _trained_copy(base: dict, boxed: dict) -> dict:
-  """Frozen weights as adapters to start from: float32, with the logical axes of ``boxed``."""
-  return jax.tree.map(lambda value, box: box.replace_boxed(value.astype(jnp.float32)), base, boxed)
-
-
 class OneSequence(One4D):
   """One token sequence for both modalities, through the base with one LoRA."""
 
@@ -50,11 +45,10 @@ class OneSequence(One4D):
   ) -> Float[Array, 'b s d']:
     """The tokens after all layers: ``dlc.run`` of a single branch."""
     scaled = lora.scaled(adapters['lora'], self.adapters.alpha / self.adapters.rank)
-    none = nn.unbox(dlc.init_links(self.cfg.width, ()))
     return dlc.run(
       self.cfg,
       base['blocks'],
-      {'lora': scaled, 'links': none},
+      {'lora': scaled},
       x[None],
       context,
       link_layers=(),
@@ -79,13 +73,13 @@ class ChannelConcat(OneSequence):
   def init_adapters(self, key: jax.Array, base: dict) -> dict:
     """Fresh float32 adapters for ``base`` (unboxed), boxed."""
     shapes = jax.eval_shape(self.init_base, key)
-    patch = _trained_copy(base['embed']['patch'], shapes['embed']['patch'])
+    patch = trained_copy(base['embed']['patch'], shapes['embed']['patch'])
     kernel = patch['kernel']
     rows = jnp.zeros((self.cfg.out_channels * math.prod(self.cfg.patch), self.cfg.width))
     return {
       'lora': _one_lora(self, key),
       'patch': patch | {'kernel': kernel.replace_boxed(jnp.concatenate([kernel.value, rows]))},
-      'out_xyz': _trained_copy(base['head']['out'], shapes['head']['out']),
+      'out_xyz': trained_copy(base['head']['out'], shapes['head']['out']),
     }
 
   @checked

@@ -7,7 +7,6 @@ the patch embedding. With the paper's sizes that is 981,160,960 parameters, its 
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -30,6 +29,11 @@ class AdapterConfig:
   link_layers: tuple[int, ...] = (7, 15, 23, 31, 39)
 
 
+def trained_copy(base: dict, boxed: dict) -> dict:
+  """Frozen weights as adapters to start from: float32, with the logical axes of ``boxed``."""
+  return jax.tree.map(lambda value, box: box.replace_boxed(value.astype(jnp.float32)), base, boxed)
+
+
 @dataclasses.dataclass(frozen=True)
 class One4D:
   """The two-branch model as functions over ``base`` and ``adapters``."""
@@ -46,16 +50,13 @@ class One4D:
   def init_adapters(self, key: jax.Array, base: dict) -> dict:
     """Fresh float32 adapters for ``base`` (unboxed), boxed: the model they make equals the base in both branches."""
     shapes = jax.eval_shape(self.init_base, key)
-    patch = jax.tree.map(
-      lambda value, box: nn.LogicallyPartitioned(value.astype(jnp.float32), box.names),
-      base['embed']['patch'],
-      shapes['embed']['patch'],
-    )
-    return {
+    adapters = {
       'lora': lora.init(key, shapes['blocks'], rank=self.adapters.rank, targets=self.adapters.targets),
-      'links': dlc.init_links(self.cfg.width, self.adapters.link_layers),
-      'patch_xyz': patch,
+      'patch_xyz': trained_copy(base['embed']['patch'], shapes['embed']['patch']),
     }
+    if self.adapters.link_layers:  # checkpoints hold no empty arrays
+      adapters['links'] = dlc.init_links(self.cfg.width, self.adapters.link_layers)
+    return adapters
 
   @checked
   def velocity(
