@@ -1,23 +1,30 @@
 """Stage 3, One4D itself: a frozen base, two LoRA branches and the control links between them.
 
   python -m one4d_jax.train --config configs/one4d.py --config.model.weights=DIR --config.data.source=DIR
+  python -m one4d_jax.train --config configs/one4d.py:one_gpu --config.model.weights=DIR --config.data.source=DIR
   python -m one4d_jax.train --config configs/one4d.py:tiny
 
 ``paper`` is what the paper tells: 352 x 624, 81 frames, rank 64, 5500 steps of 8 x 4 samples, lr 1e-4, tasks
-.35/.30/.35; all of it stands in the defaults. ``tiny`` needs no weights and no data but those that the other two stages
-make.
+.35/.30/.35; all of it stands in the defaults. It takes eight devices, a sample on each. ``one_gpu`` takes as many samples
+a step on one device, one after the other; ``pod`` all 32 at once, on as many devices or more. ``tiny`` needs no weights
+and no data but those that the other two stages make.
 """
 
 from configs import tiny
 from one4d_jax.config import defaults
 
-PRESETS = ('paper', 'tiny')
+PRESETS = ('paper', 'one_gpu', 'pod', 'tiny')
 
 
 def get_config(preset: str):
-  if preset == 'paper':
+  if preset != 'tiny':
     c = defaults()
     c.workdir = 'runs/one4d'
+    if preset == 'one_gpu':
+      c.train.batch, c.train.accumulation = 1, 32
+      c.model.remat = 'offload'
+    if preset == 'pod':
+      c.train.batch, c.train.accumulation = 32, 1
     return c
   c = tiny.common()
   c.workdir = 'runs/tiny/one4d'

@@ -250,7 +250,7 @@ def work_off(lines: Sequence[Line], done: set[str], args: argparse.Namespace) ->
   """Makes those that are not ``done``, and the exports that the others lack. Returns those that failed, and why."""
   from tqdm import tqdm
 
-  load = functools.cache(sample.load_bundle)
+  load = functools.cache(sample.loader(args))
   todo = [line for line in lines if line.name not in done]
   # Scenes of one compiled program follow each other.
   todo.sort(key=lambda line: [str(getattr(line.args, name)) for name in _COMPILED])

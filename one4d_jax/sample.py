@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import itertools
 import math
@@ -61,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument('--guidance', metavar='G', type=float, help=f'classifier-free guidance; {own}')
   p.add_argument('--shift', metavar='S', type=float, help=f'timestep shift; {own}')
   p.add_argument('--solver', choices=SOLVERS, help=own)
+  p.add_argument('--mesh', metavar='AXES', help="spread one scene over this machine's devices, as in "
+                 'cfg=2,modality=2,sequence=2; default: one device')  # fmt: skip
   p.add_argument('--process', metavar='I/N', help='of a list: take every N-th scene from the I-th on (default: as JAX '
                  'says)')  # fmt: skip
   p.add_argument('--strict', action='store_true', help='of a list: stop at a scene that cannot be made')
@@ -80,11 +83,17 @@ def main(args: argparse.Namespace) -> None:
   print(*paths, sep='\n')
 
 
-def load_bundle(path):
-  """The networks of a folder. Imports JAX."""
+def load_bundle(path, mesh: str | None = None):
+  """The networks of a folder, on one device or on a mesh. Imports JAX."""
   from one4d_jax.model import bundle
+  from one4d_jax.parallel import load
 
-  return bundle.load(path)
+  return load.load_bundle(path, mesh) if mesh else bundle.load(path)
+
+
+def loader(args: argparse.Namespace) -> Callable:
+  """``load_bundle`` on the mesh that was asked for."""
+  return functools.partial(load_bundle, mesh=args.mesh) if args.mesh else load_bundle
 
 
 def produce(
@@ -118,7 +127,7 @@ def produce(
     tell(line)
   clock = Clock(report)
   with clock('load'):
-    bundle = (load or load_bundle)(request.weights)
+    bundle = (load or loader(args))(request.weights)
   with clock('sample'):
     made, settings = sample(bundle, request, args, report)
   with clock('fit cameras'):

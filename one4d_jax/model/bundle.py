@@ -27,6 +27,7 @@ from one4d_jax.errors import CheckpointError
 from one4d_jax.model import weights
 from one4d_jax.model.files import DESCRIPTION, EMBEDDED, PARTS, find_parts, replace_folder, write_whole
 from one4d_jax.model.one4d import AdapterConfig, One4D
+from one4d_jax.nn import partition
 from one4d_jax.structs import from_dict
 from one4d_jax.wan import dit, tokenizer
 from one4d_jax.wan.clip import CLIPEncoder
@@ -90,6 +91,7 @@ class Bundle:
   name: str = ''
   folders: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)  # of parts that save() refers to
   tokenizer_folder: pathlib.Path | None = None
+  layout: partition.Layout | None = None  # of the mesh on which the parameters lie, if they do
 
   @property
   def hash(self) -> str:

@@ -37,15 +37,13 @@ def generate(
   shift: float | None = None,
   solver: str | None = None,
   progress: Callable[[int], None] | None = None,
-  layout: partition.Layout | None = None,
 ) -> Generated:
-  """One 4D scene. What is ``None`` takes the bundle's default.
+  """One 4D scene. What is ``None`` takes the bundle's default. Every process of the bundle's mesh must call this.
 
   Args:
     video: float32 ``[F H W 3]`` in [-1, 1]; frames that are not observed are ignored. F = 4n+1, sides multiples of 16.
     observed: bool ``[F]``; all False is text alone, frame 0 alone an image, all True reconstruction.
     progress: called with the number of each step.
-    layout: how the networks use the mesh on which the bundle's parameters lie; every process of it must call this.
 
   Raises:
     ShapeError: ``video`` and ``observed`` do not belong together, or sizes the networks cannot take.
@@ -63,7 +61,7 @@ def generate(
     guidance=config.guidance if guidance is None else float(guidance),
     shift=config.shift if shift is None else float(shift),
     solver=config.solver if solver is None else solver,
-    layout=layout,
+    layout=bundle.layout,
   )
   with _reporting(progress):
     rgb, xyz = run(bundle.params, video[None], observed[None], ids, mask, np.uint32(seed))

@@ -24,8 +24,8 @@ def local(
 ) -> Float[Array, 'b s n h']:
   """``attend`` on one device.
 
-  On NVIDIA in 16 bits this is cuDNN's flash attention, on TPU the splash kernel. Elsewhere long sequences go through in chunks of
-  queries, each recomputed in the backward pass, so memory grows with ``s``, not ``s t``.
+  On NVIDIA in 16 bits this is cuDNN's flash attention, on TPU the splash kernel. Elsewhere long sequences go through
+  in chunks of queries, each recomputed in the backward pass, so memory grows with ``s``, not ``s t``.
   """
   platform = partition.platform()
   if platform in ('gpu', 'cuda') and q.dtype in (jnp.bfloat16, jnp.float16):

@@ -18,7 +18,9 @@ from one4d_jax.model import weights
 from one4d_jax.model.bundle import Bundle
 from one4d_jax.model.files import PARTS, find_parts
 from one4d_jax.nn import quantize
+from one4d_jax.parallel import mesh as meshes
 from one4d_jax.parallel import rules
+from one4d_jax.parallel.layout import MeshLayout
 from one4d_jax.structs import from_dict
 from one4d_jax.wan import dit
 from one4d_jax.wan.config import DiTConfig
@@ -112,10 +114,18 @@ def open_bundle(path: str | os.PathLike | None) -> Bundle:
   return bundles.load(path, parts=[name for name in PARTS if name in places and pathlib.Path(places[name]).is_file()])
 
 
-def load_bundle(path: str | os.PathLike | None, mesh: Mesh) -> Bundle:
-  """A bundle with all of its parts on ``mesh``; every process of it must call this. Raises CheckpointError."""
-  found = open_bundle(path)
-  return dataclasses.replace(found, params={name: part(found, name, mesh) for name in found.hashes})
+def load_bundle(path: str | os.PathLike | None, mesh: str) -> Bundle:
+  """A bundle to sample from, all of its parts on a mesh (see ``mesh.make``) over the devices of this process.
+
+  Raises:
+    CheckpointError, ConfigError: no bundle, or a mesh that does not fit the devices.
+  """
+  placed, found = meshes.make(mesh, jax.local_devices()), open_bundle(path)
+  heads = found.config.dit.heads // placed.shape['tensor']
+  layout = MeshLayout(placed, 'ring' if heads % placed.shape['sequence'] else 'ulysses')
+  return dataclasses.replace(
+    found, params={name: part(found, name, placed) for name in found.hashes}, folders={}, layout=layout
+  )
 
 
 def gathered(tree: dict) -> dict:

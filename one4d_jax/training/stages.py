@@ -284,14 +284,14 @@ class FlowStage(Stage):
     """
     parts = frozen | self.trained(params)
     parts |= {part: load.part(self.bundle, part, layout.mesh) for part in PARTS if part not in parts}
-    bundle = dataclasses.replace(self.bundle, params=parts)
+    bundle = dataclasses.replace(self.bundle, params=parts, layout=layout)
     vae = load.gathered(parts['vae']) if self.validation.meta else None
     rows, metrics = [], {'psnr_rgb': [], 'psnr_xyz': []}
     for i, task in enumerate(('video', 'video', 'sparse', 'image', 'text')):
       record = self.validation_clip(i, vae)
       rgb, xyz = videos(record)
       seen = umc.observed_frames(task, len(rgb))
-      made = generate(bundle, rgb, seen, record['caption'], seed=i, layout=layout)
+      made = generate(bundle, rgb, seen, record['caption'], seed=i)
       rows += [rgb, made.rgb, xyz, made.xyz]
       if task == 'video':
         metrics['psnr_rgb'].append(float(psnr(made.rgb, rgb)))

@@ -50,7 +50,8 @@ def mean(values: jax.Array, weight: jax.Array | None = None) -> tuple[jax.Array,
   values = values.astype(jnp.float32)
   if weight is None:
     return values.sum(), jnp.float32(values.size)
-  return (values * weight).sum(), weight.astype(jnp.float32).sum()
+  weight = weight.astype(jnp.float32)
+  return (values * weight).sum(), weight.sum()
 
 
 def make_step(

@@ -14,8 +14,11 @@ from one4d_jax.data import pipeline, prepared, shards
 from one4d_jax.errors import DataError
 from one4d_jax.model import bundle as bundles
 from one4d_jax.model import umc
+from one4d_jax.parallel import load
+from one4d_jax.parallel import mesh as meshes
+from one4d_jax.parallel.layout import MeshLayout
 from one4d_jax.training import latents, sets
-from one4d_jax.training.stages import STAGES
+from one4d_jax.training.stages import SIGMAS, STAGES
 from tests import encoded
 
 SETTINGS = {'tasks': umc.PROBABILITIES, 'text_only': 0.1, 'text_dropout': 0.3, 'image_dropout': 0.3}
@@ -48,7 +51,16 @@ def stage_of(bundle, source, name='one4d', **data):
 
 
 def batch_of(samples):
-  return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+  return latents.arrays({name: np.stack([sample[name] for sample in samples]) for name in samples[0]})
+
+
+def next_batch(stage):
+  return next(pipeline.batches(stage.components(), batch_size=2, seed=0, threads=0))
+
+
+def loss_of(stage, params, bundle, batch):
+  frozen = {part: bundle.params[part] for part in stage.frozen}
+  return jax.eval_shape(stage.loss, params, frozen, latents.arrays(batch), jax.random.key(0))
 
 
 @pytest.fixture(scope='module')
@@ -128,17 +140,21 @@ def test_dropped_text_is_the_empty_prompt_padded_with_zeros(home):
 def test_a_stage_keeps_only_the_encoders_that_its_data_needs(home, bundle, source, parts):
   stage = stage_of(bundle, str(home / source))
   (component,) = stage.components()
-  assert set(stage.frozen) == {'base'} | parts and component.bucket[:3] == (5, 32, 32)
-  batch = next(pipeline.batches(stage.components(), batch_size=2, seed=0, threads=0))
-  loss = jax.eval_shape(stage.loss, bundle.params['adapters'], stage.frozen, batch, jax.random.key(0))
-  assert loss[0].shape == () and set(loss[1]) == {'loss_rgb', 'loss_xyz'}
+  assert stage.frozen == {'base'} | parts and component.bucket[:3] == (5, 32, 32)
+  batch = next_batch(stage)
+  assert set(batch['id']) <= {record['id'] for record in component.source}, 'for messages'
+  value, metrics = loss_of(stage, bundle.params['adapters'], bundle, batch)
+  tasks = {f'loss_{name}/{task}' for name in ('rgb', 'xyz') for task in ('text', 'image', 'sparse', 'video')}
+  assert value.shape == () and set(metrics) == {'loss_rgb', 'loss_xyz'} | tasks
+  work = stage.work(batch)
+  assert work['samples'] == 2 and work['tokens'] == 2 * 2 * 2 * 2 * 2 and work['flops'] > 1e6
 
 
 def test_validation_takes_held_out_clips(home, bundle, capsys):
   for source in ('latents', 'rooms/1.0.0'):
     stage = stage_of(bundle, str(home / source))
     held_out = prepared.open(home / 'rooms' / '1.0.0', 'test')[0]
-    clip = stage.validation_clip(3)
+    clip = stage.validation_clip(3, bundle.params['vae'])
     assert clip['caption'] == held_out.caption and clip['rgb'].dtype == np.uint8
     assert np.abs(clip['rgb'].astype(float) - held_out.rgb).mean() < 25  # decoded from latents, or as they are
   assert 'no clips' not in capsys.readouterr().err
@@ -158,7 +174,7 @@ def test_sources_are_mixed_by_weight_and_size(home, tmp_path):
 
 def test_the_vae_trains_on_clips_only(home, bundle):
   stage = stage_of(bundle, str(home / 'rooms' / '1.0.0'), 'vae')
-  batch = next(pipeline.batches(stage.components(), batch_size=2, seed=0, threads=0))
+  batch = next_batch(stage)
   assert batch['video'].shape == (2, 5, 16, 16, 3)
   for name in ('vae', 'base'):
     with pytest.raises(DataError, match='prepared set'):
@@ -167,10 +183,9 @@ def test_the_vae_trains_on_clips_only(home, bundle):
 
 def test_a_base_trains_on_prepared_clips(home, bundle):
   stage = stage_of(bundle, str(home / 'rooms' / '1.0.0'), 'base')
-  assert set(stage.frozen) == {'vae'}
-  batch = next(pipeline.batches(stage.components(), batch_size=2, seed=0, threads=0))
+  assert stage.frozen == {'vae'}
   params = {part: bundle.params[part] for part in stage.PARTS}
-  assert jax.eval_shape(stage.loss, params, stage.frozen, batch, jax.random.key(0))[0].shape == ()
+  assert loss_of(stage, params, bundle, next_batch(stage))[0].shape == ()
 
 
 def test_an_encoded_set_of_other_weights_is_refused(home, bundle):
@@ -207,3 +222,24 @@ def test_values_that_float16_cannot_hold_are_refused():
     latents._half(np.float32([1, 7e4]), 'text of x')
   with pytest.raises(DataError):
     latents._half(np.float32([1, np.nan]), 'text of x')
+
+
+def test_losses_of_tasks_add_up_and_validation_repeats(home, bundle):
+  """Per-task sums make the whole, and the validation loss is one number however often and on however many devices."""
+  stage = stage_of(bundle, str(home / 'latents'))
+  params, frozen = bundle.params['adapters'], {part: bundle.params[part] for part in stage.frozen}
+  batch = latents.arrays(next(pipeline.batches(stage.components(), batch_size=8, seed=0, threads=0)))
+  _, found = jax.jit(stage.loss)(params, frozen, batch, jax.random.key(0))
+  for name in ('rgb', 'xyz'):
+    parts = [found[f'loss_{name}/{task}'] for task in umc.ALL_TASKS]
+    assert sum(count for _, count in parts) == 8
+    if name == 'rgb':  # no weights: the mean over samples is the loss
+      np.testing.assert_allclose(sum(total for total, _ in parts) / 8, found['loss_rgb'][0], rtol=1e-5)
+  values = []
+  for text in ('fsdp=1', 'data=2'):
+    layout = MeshLayout(meshes.make(text, jax.devices()[: 2 if '2' in text else 1]))
+    placed = [load.part(bundle, part, layout.mesh) for part in ('adapters', 'base')]
+    values.append(stage.validation_loss(placed[0], {'base': placed[1]}, layout))
+  assert set(values[0]) == {f'loss_{name}@{level:g}' for name in ('rgb', 'xyz') for level in SIGMAS}
+  for name, value in values[0].items():
+    np.testing.assert_allclose(values[1][name], value, rtol=1e-4)
