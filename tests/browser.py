@@ -46,6 +46,7 @@ def page(browser):
   """A fresh page of 1200 x 800 whose ``messages`` (``Messages``) hold warnings and errors."""
   context = browser.new_context(viewport={'width': 1200, 'height': 800}, accept_downloads=True)
   with contextlib.closing(context):
+    context.set_default_timeout(120_000)  # a busy machine without a GPU takes its time
     opened = context.new_page()
     opened.messages = Messages()
     opened.on('console', lambda m: m.type in ('warning', 'error') and opened.messages.append(f'{m.type}: {m.text}'))

@@ -17,6 +17,7 @@ from one4d_jax.postopt.problem import Problem, Solution, depth_and_miss, rays
 
 FOCAL_RANGE = (0.2, 10.0)  # over max(H, W)
 SCAN = np.geomspace(0.3, 4, 24)  # focal lengths tried when the first frame does not give one
+SCANNED = 4  # frames they are tried on, at most
 CLEARLY = 0.25  # of the cost: what a minimum far from the predecessor's must undercut to be believed
 
 
@@ -150,9 +151,10 @@ def initialise(problem: Problem, *, anchored: bool, known_focal: float = 0.0) ->
     focal = float(weiszfeld(problem.points[0], problem.pixels, problem.weight[0]))
     if not FOCAL_RANGE[0] <= focal <= FOCAL_RANGE[1]:  # or NaN
       focal = float(min(SCAN, key=lambda f: first_miss(problem, _centred(np.eye(4)[None], f))))
-  elif not focal:  # the world is elsewhere: try focal lengths on the first frame
-    frame = Problem(problem.points[:1], problem.pixels, problem.weight[:1])
-    focal = float(min(SCAN, key=lambda f: poses(frame, f)[1][0]))
+  elif not focal:  # the world is elsewhere; on several frames, as one that faces a plane fits any focal length
+    some = np.unique(np.linspace(0, len(problem.weight) - 1, SCANNED).round().astype(int))
+    frames = Problem(problem.points[some], problem.pixels, problem.weight[some])
+    focal = float(min(SCAN, key=lambda f: poses(frames, f)[1].sum()))
   pose, cost = poses(problem, focal, np.eye(3) if anchored else None)
   if anchored or not np.isfinite(cost[0]):
     pose[0] = np.eye(4)

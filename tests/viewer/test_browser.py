@@ -51,7 +51,7 @@ def live(page, viewer):
   return page
 
 
-def until(page, condition, seconds=20):
+def until(page, condition, seconds=90):
   for _ in range(seconds * 20):
     if condition():
       return
