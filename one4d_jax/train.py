@@ -44,7 +44,10 @@ def require_inputs(config) -> None:
   """
   from one4d_jax.errors import CheckpointError, DataError
   from one4d_jax.model import bundle
+  from one4d_jax.training import metrics
 
+  if config.train.wandb:
+    metrics.require_wandb()
   tiny = 'python -m one4d_jax.train --config configs/one4d.py:tiny'
   if config.train.stage != 'vae':
     if not config.model.weights:

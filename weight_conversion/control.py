@@ -43,7 +43,7 @@ def _patch(channels: int, window: tuple[int, ...]):
 
 def tensors(leaves: Mapping[str, Any], cfg: DiTConfig, link_layers: tuple[int, ...]) -> dict[str, Lazy]:
   """The tensors of the file, of ``links`` and ``patch_xyz/{kernel,bias}``: anything with shape, dtype and indexing."""
-  links, kernel, bias = leaves['links'], leaves['patch_xyz/kernel'], leaves['patch_xyz/bias']
+  links, kernel, bias = leaves.get('links'), leaves['patch_xyz/kernel'], leaves['patch_xyz/bias']
   found = {}
   for slot, layer in enumerate(link_layers):
     for direction, branch in DIRECTIONS.items():

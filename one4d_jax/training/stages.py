@@ -397,6 +397,8 @@ class One4DStage(FlowStage):
 
   def observe(self, params):
     """The norm of every control link; they start at zero."""
+    if 'links' not in params:
+      return {}
     norms = np.asarray(_link_norms(params['links']))
     names = ('rgb_from_xyz', 'xyz_from_rgb')
     layers = self.bundle.config.adapters.link_layers

@@ -1,6 +1,5 @@
 """Three stages from nothing to a model that samples; and training that survives being killed."""
 
-import itertools
 import json
 import pathlib
 import re
@@ -13,16 +12,12 @@ import pytest
 from one4d_jax import cli
 from one4d_jax import train as trainer
 from one4d_jax.viewer.scene import load
+from tests import small
 from tests.e2e import ROOT, command, environment, run, train
 
 
 def steps(workdir: pathlib.Path) -> list[int]:
   return [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-
-
-def whole(workdir: pathlib.Path) -> list[int]:
-  """Steps of the checkpoints that are complete."""
-  return sorted(int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit())
 
 
 @pytest.fixture(scope='module')
@@ -72,39 +67,68 @@ def test_killed_between_and_during_saves_training_continues(trained, tmp_path):
   arguments = train('vae', tmp_path, f'data.cache={trained / "data"}', 'train.steps=60', 'train.save_every=3')
   workdir = tmp_path / 'vae'
 
+  log = tmp_path / 'log.txt'
+
   def killed(when) -> list[int]:
     """Starts training, kills it when ``when()``, returns the checkpoints that are whole."""
-    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    with log.open('a') as file:
+      process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=file)
     deadline = time.time() + 300
     while not when():
       assert process.poll() is None and time.time() < deadline, 'ended before it could be killed'
       time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    return whole(workdir)
+    return small.whole(workdir)
 
+  whole = lambda: small.whole(workdir)
   unfinished = lambda: list((workdir / 'checkpoints').glob('*tmp*'))
-  first = killed(lambda: len(whole(workdir)) >= 2 and unfinished())
+  first = killed(lambda: len(whole()) >= 2 and unfinished())
   assert unfinished(), 'the kill came too late to interrupt a save'
-  second = killed(lambda: max(whole(workdir), default=0) > max(first) + 6 and not unfinished())
+  second = killed(lambda: max(whole(), default=0) > max(first) + 6 and not unfinished())
   assert max(second) > max(first)
-  run(arguments)
-  assert max(whole(workdir)) == 60 and not unfinished()
+  done = run(arguments)
+  assert max(whole()) == 60 and not unfinished()
 
-  logged = steps(workdir)
-  restarts = [(a, b) for a, b in itertools.pairwise(logged) if b < a]
-  resumed = [b - 1 for _, b in restarts]
-  assert sorted(set(logged)) == list(range(1, 61)), 'every step was taken'
-  assert all(step % 3 == 0 or step == 1 for step in resumed), 'each start continued from a whole checkpoint'
-  assert all(step > 0 for step in resumed), 'no start from the beginning'
+  resumed = [int(step) for step in re.findall(r'resumed at step (\d+)', log.read_text() + done.stderr)]
+  assert resumed == [max(first), max(second)], 'each start continued from the newest whole checkpoint'
+  assert steps(workdir) == list(range(1, 61)), 'every step was taken, and is told of once'
+
+
+@pytest.mark.slow
+def test_asked_to_stop_training_saves_and_goes_on(trained, tmp_path):
+  """SIGTERM, twice; then the same command with --resume; elsewhere --resume finds nothing."""
+  arguments = train('vae', tmp_path, f'data.cache={trained / "data"}', 'train.steps=40', 'train.save_every=30')
+  workdir, log = tmp_path / 'vae', tmp_path / 'log.txt'
+  with log.open('w') as file:
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=file)
+  deadline = time.time() + 300
+  while not (workdir / 'metrics.jsonl').exists() or not steps(workdir):
+    assert process.poll() is None and time.time() < deadline
+    time.sleep(0.01)
+  for _ in range(2):
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.05)
+  assert process.wait(timeout=120) == 0
+  (saved,) = small.whole(workdir)
+  assert f'asked to stop: step {saved} is saved' in log.read_text() and saved < 40
+  again = run([*arguments, '--resume', '--config.train.learning_rate=1e-4'])
+  assert f'resumed at step {saved}' in again.stderr
+  assert 'changed since then: train.learning_rate: 0.004 -> 0.0001' in again.stderr
+  error = run([*arguments, '--resume', '--workdir', str(tmp_path / 'elsewhere')], status=2).stderr
+  assert 'no checkpoint in' in error and '--resume' in error
 
 
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
     (['--config', 'configs/one4d.py'], 'no base weights.*configs/one4d.py:tiny'),
-    (['--config', 'configs/one4d.py:nano'], 'choose from paper, tiny'),
+    (['--config', 'configs/one4d.py:nano'], 'choose from paper, one_gpu, pod, tiny'),
     (['--config', 'configs/one4d.py:tiny', '--config.train.stepz=1'], "unknown config key 'train.stepz'"),
+    (['--config', 'configs/one4d.py:tiny', '--config.model.remat=all'], "model.remat='all' must be one of none, block"),
+    (['--config', 'configs/one4d.py:tiny', '--config.parallel.mesh=fsdp=2,fsdb=2'], "'fsdb=2' is no part of one"),
+    (['--config', 'configs/one4d.py:tiny', '--config.parallel.mesh=cfg=2'], 'cfg is an axis of sampling'),
+    (['--config', 'configs/one4d.py:tiny', '--config.train.optimizer_state=int4'], 'must be one of float32, bfloat16'),
     (['--config', 'configs/one4d.py:tiny', '--config.data.frames=18'], 'nearest are 17 and 21'),
     (['--config', 'configs/one4d.py:tiny', '--config.model.weights=nowhere'], "no weights at 'nowhere'.*base.py:tiny"),
     (['--config', 'configs/vae.py:tiny', '--config.data.source=folder'], 'data.source: folder is no folder'),
