@@ -81,10 +81,11 @@ send() { # SIGNAL IDS; an id with a minus is a process and all that it started
   kill -s "$1" -- "${@:2}" 2>/dev/null || true
 }
 trap 'rm -rf "$pipes"' EXIT
-trap 'send TERM "${children[@]}"' TERM INT HUP
+stopped=''
+trap 'stopped=1; send TERM "${children[@]}"' TERM INT HUP
 
 set -m # each in a group of its own, so that Ctrl-C reaches them by the trap alone
-for ((i = 0; i < processes; i++)); do
+for ((i = 0; i < processes && ${#stopped} == 0; i++)); do
   mkfifo "$pipes/$i"
   # Of a progress bar, which writes over itself, the last state of a line.
   sed -u -e 's/.*\r\(.\)/\1/' -e "s/^/[$i] /" <"$pipes/$i" &

@@ -22,10 +22,9 @@ fi
 train=("${PYTHON:-python}" -m one4d_jax.train --config configs/one4d.py "$@")
 [ -n "${FINISHED_BY:-}" ] || exec "${train[@]}"
 
+trap 'again=1; [ -z "${!:-}" ] || kill -TERM "$!"' TERM INT
 "${train[@]}" &
-child=$!
-trap 'again=1; kill -TERM "$child"' TERM INT
-again=1 status=0
+child=$! again=1 status=0
 while [ -n "$again" ]; do # a signal ends wait, but not the child
   again=''
   wait "$child" && status=0 || status=$?
