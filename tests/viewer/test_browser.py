@@ -202,6 +202,7 @@ def place_on_screen(viewer, client, i, size):
 
 def test_two_pages_share_time_and_filters_but_not_the_view(browser, live, viewer):
   other = browser.new_page(viewport={'width': 900, 'height': 700})
+  other.set_default_timeout(120_000)
   other.goto(live.url)
   other.get_by_text('Points shown').wait_for()
   put(live, 'Frame', 3)
