@@ -11,7 +11,6 @@ fused kernel needs.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from one4d_jax.checks import checked
 from one4d_jax.errors import ConfigError
 from one4d_jax.nn import remat
 from one4d_jax.nn.attention import local
+from one4d_jax.parallel import rules
 
 METHODS = ('ulysses', 'ring')
 _CHUNK = 1024  # queries at a time against one block of keys
@@ -56,8 +56,9 @@ def attend(
   if mesh.size == 1:
     return local(q, k, v)
   length, size = q.shape[1], mesh.shape.get(tokens, 1)
-  rows, columns = dividing(q.shape[0], batch, mesh), dividing(q.shape[2], (heads,), mesh)
-  whole, spread = P(rows, None, columns), P(rows, tokens if size > 1 else None, columns)
+  names = {'batch': batch, 'heads': (heads,)}
+  rows, _, columns, _ = whole = rules.spec(('batch', None, 'heads', None), q.shape, mesh, names)
+  spread = P(rows, tokens if size > 1 else None, columns, None)
   exchanged = size > 1 and k.shape[1] == length
 
   if not exchanged:
@@ -65,7 +66,7 @@ def attend(
   elif method == 'ring':
     inner = lambda q, k, v: _ring(q, k, v, tokens, length)
   else:
-    own = q.shape[2] // math.prod(mesh.shape[axis] for axis in columns)
+    own = q.shape[2] // mesh.shape.get(columns, 1)
     if own % size:
       raise ConfigError(
         f'ulysses must divide the heads of a device by {tokens}={size}, got {own}; method ring takes any number'
@@ -79,15 +80,6 @@ def attend(
   # Without check_vma, which fails under vmap with spmd_axis_name (jax 0.10) and knows no fused kernels.
   out = jax.shard_map(inner, mesh=mesh, in_specs=(spread, keys, keys), out_specs=spread, check_vma=False)(pad(q), k, v)
   return out[:, :length]
-
-
-def dividing(size: int, axes: tuple[str, ...], mesh: Mesh) -> tuple[str, ...]:
-  """Those of ``axes``, in order, over which a dimension of ``size`` can be split: present, and dividing it together."""
-  taken = ()
-  for axis in axes:
-    if axis in mesh.shape and size % math.prod(mesh.shape[a] for a in (*taken, axis)) == 0:
-      taken += (axis,)
-  return taken
 
 
 def _ulysses(
