@@ -5,8 +5,8 @@
   python -m one4d_jax.train --config configs/one4d.py:tiny
 
 ``paper`` is what the paper tells: 352 x 624, 81 frames, rank 64, 5500 steps of 8 x 4 samples, lr 1e-4, tasks
-.35/.30/.35; all of it stands in the defaults. It takes eight devices, a sample on each. ``one_gpu`` takes as many samples
-a step on one device, one after the other; ``pod`` all 32 at once, on as many devices or more. ``tiny`` needs no weights
+.35/.30/.35; all of it stands in the defaults. It takes eight devices, a sample on each. ``one_gpu`` takes as many
+samples a step on one device, one after the other; ``pod`` all 32 at once, on as many devices. ``tiny`` needs no weights
 and no data but those that the other two stages make.
 """
 

@@ -29,18 +29,25 @@ def local(
   """
   platform = partition.platform()
   if platform in ('gpu', 'cuda') and q.dtype in (jnp.bfloat16, jnp.float16):
-    return _fused(q, k, v, 'cudnn')
+    return _cudnn(q, k, v)
   if platform == 'tpu' and splash.supports(q.shape[-1]):
     return splash.splash(q, k, v)
   b, s, n, h = q.shape
   if s <= 2 * _CHUNK:
-    return _fused(q, k, v, None)
+    return _fused(q, k, v)
   padded = jnp.pad(q, ((0, 0), (0, -s % _CHUNK), (0, 0), (0, 0)))
   chunks = padded.reshape(b, -1, _CHUNK, n, h).swapaxes(0, 1)
-  out = jax.lax.map(jax.checkpoint(lambda chunk: _fused(chunk, k, v, None)), chunks)
+  out = jax.lax.map(jax.checkpoint(lambda chunk: _fused(chunk, k, v)), chunks)
   return out.swapaxes(0, 1).reshape(b, -1, n, h)[:, :s]
 
 
-def _fused(q: Array, k: Array, v: Array, implementation: str | None) -> Array:
+def _cudnn(q: Array, k: Array, v: Array) -> Array:
+  """JAX has no gradient of odd lengths (of 257 image tokens, say): they are padded, and padded keys masked."""
+  even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+  lengths = jnp.full(len(k), k.shape[1], jnp.int32) if k.shape[1] % 2 else None
+  return _fused(even(q), even(k), even(v), implementation='cudnn', key_value_seq_lengths=lengths)[:, : q.shape[1]]
+
+
+def _fused(q: Array, k: Array, v: Array, **options) -> Array:
   with jax.numpy_dtype_promotion('standard'):  # JAX's own attention promotes internally
-    return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+    return jax.nn.dot_product_attention(q, k, v, **options)

@@ -26,7 +26,7 @@ from one4d_jax.model.files import PARTS
 from one4d_jax.model.generate import generate
 from one4d_jax.nn import partition
 from one4d_jax.parallel import load
-from one4d_jax.parallel.layout import batch_parts, batch_sharding
+from one4d_jax.parallel.layout import batch_sharding
 from one4d_jax.training import flops, latents, sets
 from one4d_jax.training.step import mean
 from one4d_jax.viewer.pictures import to_uint8, video_sheet
@@ -247,8 +247,8 @@ class FlowStage(Stage):
     return whole.mean(), metrics
 
   def validation_loss(self, params, frozen, layout):
-    """One pass over the validation clips at each of ``SIGMAS``, samples and noise the same every time."""
-    totals, size = {}, self._validation_batch(layout)
+    """One pass over the validation clips at each of ``SIGMAS``, samples and noise the same every time, on any mesh."""
+    totals, size = {}, self.config.train.batch  # which every mesh divides
     run = self._validation_losses(layout)
     for start in range(0, len(self._held_out.source), size):
       index = [i % len(self._held_out.source) for i in range(start, start + size)]
@@ -258,11 +258,6 @@ class FlowStage(Stage):
       for name, value in run(params, frozen, placed).items():
         totals.setdefault(name, []).append(np.asarray(value))
     return {name: float(np.mean(values)) for name, values in totals.items()}
-
-  def _validation_batch(self, layout) -> int:
-    """Samples at a time: as many as divide among the devices, all clips if they are few."""
-    parts = batch_parts(layout.mesh)
-    return parts * max(1, min(self.config.train.batch, len(self._held_out.source)) // parts)
 
   @functools.lru_cache(maxsize=1)  # noqa: B019, a stage lives as long as its run
   def _validation_losses(self, layout):
