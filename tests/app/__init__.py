@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 
-def eventually(condition: Callable[[], object], seconds: float = 20.0) -> object:
+def eventually(condition: Callable[[], object], seconds: float = 60.0) -> object:
   """Waits until something is true, and returns it."""
   end = time.monotonic() + seconds
   while not (value := condition()):

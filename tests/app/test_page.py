@@ -208,15 +208,19 @@ def test_the_command_makes_a_scene_of_the_example_with_the_embedded_model(page, 
   """The whole of it, once: real networks, real files, Ctrl-C."""
   with serving('-m', 'one4d_jax.view', '--app', '--port', '0', '--jobs', str(tmp_path)) as (process, address):
     page.goto(address)
-    page.set_default_timeout(180_000)
+    page.set_default_timeout(600_000)
     page.click('#example')
     wait_for(page, '#card', 'Video')
     page.click('#settings button')
+    page.wait_for_selector('#steps input')
+    page.wait_for_timeout(2000)  # gradio makes the fields as they unfold, and forgets what a faster hand wrote
     page.fill('#steps input', '3')
+    page.press('#steps input', 'Tab')
+    page.wait_for_timeout(500)
     page.click('#make')
     wait_for(page, '#status', 'Done')
     frame = page.wait_for_selector('#scene iframe')
-    eventually(lambda: colours(frame.screenshot()) > 60)
+    eventually(lambda: colours(frame.screenshot()) > 60, seconds=180)
     assert '17 of 64x64' in page.inner_text('#scene')
     (scene,) = tmp_path.glob('*/scene')
     run = json.loads((scene / 'run.json').read_text())
