@@ -26,20 +26,21 @@ from one4d_jax.errors import ConfigError
 Rules = Mapping[str, tuple[str, ...]]
 
 BATCH = ('data', 'cfg', 'fsdp')
+_SPREAD = ('fsdp', 'sequence', 'modality', 'cfg')  # what would otherwise hold the same weights
 
-#             logical axis   stored                                   used
+#             logical axis   stored                 used
 _TABLE = {
-  'embed':    (('fsdp', 'sequence', 'modality', 'cfg'), ()),
-  'heads':    (('tensor',),                             ('tensor',)),
-  'ffn':      (('tensor',),                             ('tensor',)),
-  'vocab':    (('tensor',),                             ('tensor',)),
-  'modality': (('modality',),                           ('modality',)),
-  'batch':    ((),                                      BATCH),
-  'tokens':   ((),                                      ('sequence',)),
-  'layers':   ((),                                      ()),
-  'link':     ((),                                      ()),
-  'conv_in':  ((),                                      ()),  # the VAE is small
-  'conv_out': ((),                                      ()),
+  'modality': (('modality',),         ('modality',)),
+  'embed':    (_SPREAD,               ()),
+  'heads':    (('tensor', *_SPREAD),  ('tensor',)),
+  'ffn':      (('tensor', *_SPREAD),  ('tensor',)),
+  'vocab':    (('tensor', *_SPREAD),  ('tensor',)),
+  'batch':    ((),                    BATCH),
+  'tokens':   ((),                    ('sequence',)),
+  'layers':   ((),                    ()),
+  'link':     ((),                    ()),
+  'conv_in':  ((),                    ()),  # the VAE is small
+  'conv_out': ((),                    ()),
 }  # fmt: skip
 STORED: Rules = {name: stored for name, (stored, _) in _TABLE.items()}
 USED: Rules = {name: used for name, (_, used) in _TABLE.items()}
@@ -48,27 +49,31 @@ USED: Rules = {name: used for name, (_, used) in _TABLE.items()}
 def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules: Rules = STORED) -> PartitionSpec:
   """How one array is split: each axis over those of its mesh axes that are free and together divide it.
 
+  Of several axes of an array, the one that stands first in ``rules`` chooses first.
+
   Raises:
     ConfigError: a name without a rule.
   """
-  taken, axes = set(), []
-  for name, size in zip(names, shape, strict=True):
-    if name is not None and name not in rules:
-      raise ConfigError(f'no rule for the logical axis {name!r} of an array; rules exist for {", ".join(rules)}')
-    found = []
-    for axis in rules[name] if name is not None else ():
+  if unknown := [name for name in names if name is not None and name not in rules]:
+    raise ConfigError(f'no rule for the logical axis {unknown[0]!r} of an array; rules exist for {", ".join(rules)}')
+  taken, axes, order = set(), [None] * len(names), list(rules)
+  named = [(order.index(name), place) for place, name in enumerate(names) if name is not None]
+  for _, place in sorted(named):
+    size, found = shape[place], []
+    for axis in rules[names[place]]:
       parts = math.prod(mesh.shape[other] for other in found)
       if mesh.shape.get(axis, 1) > 1 and axis not in taken and size % (parts * mesh.shape[axis]) == 0:
         found.append(axis)
     taken |= set(found)
-    axes.append(tuple(found) if len(found) > 1 else found[0] if found else None)
+    axes[place] = tuple(found) if len(found) > 1 else found[0] if found else None
   return PartitionSpec(*axes)
 
 
 def stored(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules: Rules = STORED) -> NamedSharding:
   """Where a parameter lies. Vectors stay whole: many small gathers would cost more than they save."""
+  found = spec(names, shape, mesh, rules)
   vector = sum(name != 'layers' for name in names) < 2
-  return NamedSharding(mesh, PartitionSpec() if vector else spec(names, shape, mesh, rules))
+  return NamedSharding(mesh, PartitionSpec() if vector else found)
 
 
 def is_box(value) -> bool:

@@ -111,7 +111,7 @@ class WanEmbed(nn.Module):
     self.time_out = dense(cfg.width, ('embed', 'heads'), dtype=jnp.float32)
     self.time_modulation = dense(6 * cfg.width, ('embed', 'heads'), dtype=jnp.float32)
     self.image_norm_in, self.image_norm_out = LayerNorm(1e-5), LayerNorm(1e-5)
-    self.image_in, self.image_out = dense(cfg.image_width, (None, None)), dense(cfg.width, (None, 'embed'))
+    self.image_in, self.image_out = dense(cfg.image_width, (None, 'embed')), dense(cfg.width, (None, 'embed'))
 
   def tokens(self, x: Float[Array, '*b f h w c']) -> Float[Array, '*b s d']:
     return self.patch(embed.patchify(x, self.cfg.patch))

@@ -75,7 +75,7 @@ def straight(home):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(home, straight):
-  """SIGKILL of one of two; then again as two (bit for bit as two without a kill, which ``local.sh`` starts), and as one and as four."""
+  """SIGKILL of one of two; then again as two (bit for bit as two without a kill), and as one and as four."""
   alone = by_launcher(home, 'two')
   assert list(alone) == list(range(1, STEPS + 1))
   np.testing.assert_allclose(list(alone.values()), list(straight.values()), rtol=1e-5)

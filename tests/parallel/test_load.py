@@ -55,7 +55,7 @@ def test_a_mesh_holds_the_slices_its_axes_say(bundle):
   kernel = base['blocks']['ffn_out']['kernel']
   assert kernel.sharding.spec == P(None, 'tensor', 'fsdp')
   assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 40, 12)}
-  assert base['embed']['image_in']['kernel'].sharding.spec == P(None, None)
+  assert base['embed']['image_in']['kernel'].sharding.spec == P(None, 'fsdp')
 
 
 def test_weights_widen_and_islands_stay_float32(bundle, int8_bundle):
@@ -77,7 +77,7 @@ def test_an_int8_base_runs_on_a_mesh_as_on_one_device(int8_bundle):
   run = jax.jit(lambda base: dit.velocity(SMALL, base, x, jnp.ones(1), text, image, precision=dit.FLOAT32))
   mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ('fsdp', 'tensor'))
   spread, whole = one4d_jax.load_base(int8_bundle, mesh), one4d_jax.load_base(int8_bundle)
-  assert spread['blocks']['ffn_in']['kernel'].scale.sharding.spec == P(None, 'tensor')
+  assert spread['blocks']['ffn_in']['kernel'].scale.sharding.spec == P()
   np.testing.assert_allclose(run(spread), run(whole), rtol=1e-3, atol=1e-3)
 
 

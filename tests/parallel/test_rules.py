@@ -34,10 +34,17 @@ def boxed(names, shape):
   [
     ({'fsdp': 4, 'tensor': 2}, ('layers', 'embed', 'ffn'), (40, 5120, 13824), (None, 'fsdp', 'tensor')),
     ({'fsdp': 8}, ('layers', 'embed', 'heads'), (40, 5120, 5120), (None, 'fsdp', None)),
-    ({'data': 2, 'sequence': 4}, ('embed', 'heads'), (64, 64), (None, None)),
+    ({'data': 8}, ('embed', 'heads'), (64, 64), (None, None)),
+    ({'data': 2, 'sequence': 4}, ('embed', 'heads'), (64, 64), ('sequence', None)),
+    ({'fsdp': 2, 'sequence': 2, 'modality': 2}, (None, 'embed'), (4, 24), (None, ('fsdp', 'sequence', 'modality'))),
+    ({'fsdp': 2, 'sequence': 2, 'modality': 2}, ('modality', 'embed'), (2, 6), ('modality', 'fsdp')),  # 6 / 2 / 2 is odd
+    ({'fsdp': 8}, ('layers', 'embed'), (40, 64), ()),  # vectors stay whole
     ({'modality': 2, 'fsdp': 4}, ('layers', 'modality', 'embed', None), (3, 2, 8, 4), (None, 'modality', 'fsdp', None)),
-    ({'fsdp': 8}, ('embed', 'heads'), (36, 64), (None, None)),  # 36 rows do not divide by 8
-    ({'fsdp': 2, 'tensor': 4}, ('heads', 'ffn'), (8, 8), ('tensor', None)),  # both want tensor
+    ({'fsdp': 8}, ('embed', 'heads'), (36, 64), (None, 'fsdp')),  # 36 rows do not divide by 8
+    ({'fsdp': 8}, ('embed', 'heads'), (36, 60), (None, None)),
+    ({'fsdp': 8}, ('layers', 'modality', None, 'heads'), (40, 2, 4, 64), (None, None, None, 'fsdp')),
+    ({'fsdp': 2, 'tensor': 4}, ('heads', 'embed'), (8, 8), ('tensor', 'fsdp')),
+    ({'fsdp': 2, 'tensor': 4}, ('heads', 'ffn'), (8, 8), (('tensor', 'fsdp'), None)),  # both want tensor
     ({'fsdp': 8}, (None, 'embed'), (144, 64), (None, 'fsdp')),
   ],
 )
@@ -49,7 +56,7 @@ def test_axes_find_their_place(mesh, names, shape, expected):
 
 def test_a_name_without_a_rule_is_an_error_not_a_copy():
   mesh = mesh_of(fsdp=8)
-  with pytest.raises(ConfigError, match=r"no rule for the logical axis 'widht'.*embed"):
+  with pytest.raises(ConfigError, match=r"no rule for the logical axis 'widht' of an array.*embed"):
     rules.shardings({'w': boxed(('widht',), (8,))}, mesh)
 
 
@@ -60,7 +67,7 @@ def test_explicit_axes_are_refused_with_the_way_out():
 
 def test_other_rules_can_be_given():
   mesh = mesh_of(fsdp=8)
-  assert rules.shardings({'w': boxed(('a', 'b'), (8, 8))}, mesh, {'a': None, 'b': 'fsdp'})['w'].spec == P(None, 'fsdp')
+  assert rules.shardings({'w': boxed(('a', 'b'), (8, 8))}, mesh, {'a': (), 'b': ('fsdp',)})['w'].spec == P(None, 'fsdp')
 
 
 def test_every_parameter_of_every_network_has_its_place():
@@ -80,4 +87,4 @@ def test_an_int8_base_is_split_like_its_kernels():
   mesh = mesh_of(fsdp=4, tensor=2)
   base = jax.eval_shape(lambda key: quantize.blocks(One4D(DiTConfig()).init_base(key)), KEY)
   weight = rules.shardings(base, mesh)['blocks']['ffn_out']['kernel']
-  assert weight.int8.spec == P(None, 'tensor', 'fsdp') and weight.scale.spec == P(None, 'fsdp')
+  assert weight.int8.spec == P(None, 'tensor', 'fsdp') and weight.scale.spec == P()
