@@ -94,7 +94,7 @@ def read(workdir: pathlib.Path, log: pathlib.Path) -> dict[int, str]:
   """
   out = workdir.with_suffix('.json')
   if status(child(lambda: digests(workdir, out), log)):
-    raise RuntimeError(f'a checkpoint in {workdir} cannot be read: {log.read_text()[-2000:]}')
+    raise RuntimeError(f'a checkpoint in {workdir} cannot be read: {log.read_text()[-5000:]}')
   return {int(step): value for step, value in json.loads(out.read_text()).items()}
 
 

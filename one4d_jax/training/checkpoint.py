@@ -7,12 +7,15 @@ written in shares, by the process that holds each, while training goes on; they 
 
 import os
 import pathlib
+import shutil
 
 import jax
 import orbax.checkpoint as ocp
 
 from one4d_jax.errors import CheckpointError
 from one4d_jax.training.step import State
+
+OUTDATED = 'outdated'  # folder among the checkpoints
 
 
 class Checkpoints:
@@ -37,10 +40,15 @@ class Checkpoints:
     config: dict | None = None,
   ):
     options = ocp.CheckpointManagerOptions(
-      save_interval_steps=every, max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
+      save_interval_steps=every,
+      max_to_keep=keep,
+      keep_period=keep_every or None,
+      cleanup_tmp_directories=True,
+      todelete_subdir=OUTDATED,
     )
     self._folder = os.path.abspath(workdir / 'checkpoints')
     self._manager = ocp.CheckpointManager(self._folder, options=options)
+    self._remove_outdated()
     self._weights_hash, self._config = weights_hash, config or {}
 
   @property
@@ -59,6 +67,12 @@ class Checkpoints:
     about = {'data': data, 'weights': self._weights_hash, 'config': self._config}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
     self._manager.save(step, args=args, force=True)
+    self._remove_outdated()
+
+  def _remove_outdated(self) -> None:
+    """A checkpoint loses its name at once and its files later: a kill in between leaves none that is half there."""
+    if jax.process_index() == 0:
+      shutil.rmtree(os.path.join(self._folder, OUTDATED), ignore_errors=True)
 
   def about(self) -> dict:
     """What the newest checkpoint says beside its arrays: ``data``, ``weights``, ``config``.
@@ -95,6 +109,7 @@ class Checkpoints:
   def close(self) -> None:
     self.wait()
     self._manager.close()
+    self._remove_outdated()
 
 
 def difference(before: dict, now: dict, where: str = '') -> list[str]:

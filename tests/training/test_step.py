@@ -7,7 +7,7 @@ import pytest
 
 from one4d_jax.errors import CheckpointError
 from one4d_jax.training import optimizer as optimizers
-from one4d_jax.training.checkpoint import Checkpoints
+from one4d_jax.training.checkpoint import OUTDATED, Checkpoints, difference
 from one4d_jax.training.step import SETTLED, init_state, make_step, mean
 
 
@@ -156,3 +156,25 @@ def test_a_checkpoint_of_other_weights_or_shapes_is_refused(tmp_path):
   with pytest.raises(CheckpointError, match='step 1 does not fit'):
     same.restore(wider)
   same.close()
+
+
+def test_what_is_kept(tmp_path):
+  """The newest two and every tenth; an outdated one gives up its name before its files."""
+  checkpoints = Checkpoints(tmp_path, every=1, keep=2, keep_every=10, weights_hash='abc', config={'a': 1})
+  for step in (9, 10, 11, 12, 13):
+    checkpoints.save(fresh(), {}, step=step)
+    checkpoints.wait()
+  names = lambda: {path.name for path in (tmp_path / 'checkpoints').iterdir()}
+  assert names() == {'10', '12', '13', OUTDATED}
+  checkpoints.close()
+  assert names() == {'10', '12', '13'}
+  again = Checkpoints(tmp_path, every=1, keep=2, weights_hash='abc')
+  assert again.about()['config'] == {'a': 1} and again.latest == 13
+  again.close()
+
+
+def test_differences_of_configurations():
+  before = {'train': {'steps': 10, 'batch': 8}, 'workdir': 'a', 'old': 1}
+  now = {'train': {'steps': 20, 'batch': 8}, 'workdir': 'a', 'new': 2}
+  assert difference(before, before) == []
+  assert difference(before, now) == ['new: None -> 2', 'old: 1 -> None', 'train.steps: 10 -> 20']
