@@ -16,7 +16,7 @@ from one4d_jax.structs import from_dict
 FILES = ('configs/vae.py:tiny', 'configs/vae.py:tiny_long', 'configs/base.py:tiny', 'configs/one4d.py:tiny')
 
 
-@pytest.mark.parametrize('spec', [*FILES, 'configs/one4d.py:paper'])
+@pytest.mark.parametrize('spec', [*FILES, *(f'configs/one4d.py:{name}' for name in ('paper', 'one_gpu', 'pod'))])
 def test_every_preset_resolves_and_survives_json(spec):
   config = configs.load(spec)
   assert from_dict(json.loads(configs.to_json(config)), Config) == config
@@ -31,6 +31,12 @@ def test_the_paper_preset_is_the_paper():
   assert (config.sample.steps, config.sample.guidance, config.sample.shift) == (50, 6.0, 5.0)
   assert config.model.adapters.rank == 64 and config.model.dit.layers == 40
   assert dataclasses.replace(config, workdir='') == Config(), 'the defaults are the paper preset'
+
+
+def test_every_size_of_machine_takes_the_samples_of_the_paper():
+  for name in ('paper', 'one_gpu', 'pod'):
+    train = configs.load(f'configs/one4d.py:{name}').train
+    assert train.batch * train.accumulation == 32
 
 
 def test_the_tiny_stages_build_on_each_other():
@@ -57,7 +63,10 @@ def test_overrides_reach_any_value():
     ('train.steps=many', "train.steps='many' must be of type int"),
     ('train.steps=true', 'train.steps=True must be of type int'),
     ('train.tasks=[1, 1, 1]', 'sum to 1'),
-    ('train.schedule=linear', "'constant' or 'cosine'"),
+    ('train.schedule=linear', "train.schedule='linear' must be one of constant, cosine"),
+    ('train.keep_every=-1', r'must be 0 \(off\) or more'),
+    ('parallel.attention=spiral', 'must be one of ulysses, ring'),
+    ('parallel.mesh=fsdp=-1,tensor=3', 'tensor must divide model.dit.heads=4'),
     ('data.frames=18', 'nearest are 17 and 21'),
     ('data.width=100', 'multiple of 16; nearest is 96'),
     ('model.adapters.link_layers=[9]', r'must lie in \[0, 6\)'),
@@ -74,7 +83,7 @@ def test_a_bad_value_is_named(change, message):
 def test_unknown_files_and_presets_are_named():
   with pytest.raises(ConfigError, match=r"no config file 'configs/none.py'"):
     configs.load('configs/none.py')
-  with pytest.raises(ConfigError, match="no preset 'nano'; choose from paper, tiny"):
+  with pytest.raises(ConfigError, match="no preset 'nano'; choose from paper, one_gpu, pod, tiny"):
     configs.load('configs/one4d.py:nano')
 
 
