@@ -51,12 +51,13 @@ PLUGINS = {'gpu': ('jax_cuda13_plugin', 'jax-cuda13-plugin[with-cuda]=={}'), 'tp
 
 SIZES = ('352x624', '480x832')
 BASES = ('bfloat16', 'int8')
-_FIT = [('fsdp', remat, base) for base in BASES for remat in ('block', 'attention_saved', 'offload')]
+_POLICIES = [('fsdp', remat, 'bfloat16') for remat in ('block', 'attention_saved', 'offload')]
+_SEQUENCE = [(f'fsdp=-1,sequence={parts}', 'block', 'bfloat16') for parts in (2, 4)]
 MACHINES = {  # (mesh, remat, base) of the rows, each at both sizes
-  'h100:8': _FIT,
-  'h200:1': _FIT,
-  'v5p:2x2x2': _FIT,
-  'v6e:4x8': [(f'fsdp=-1,sequence={parts}', 'block', 'bfloat16') for parts in (2, 4, 8)],
+  'h100:8': [*_POLICIES, ('fsdp', 'block', 'int8')],
+  'h200:1': [*_POLICIES, ('fsdp', 'block', 'int8')],
+  'v5p:2x2x2': _POLICIES,
+  'v6e:4x8': _SEQUENCE,
 }
 LIMIT = 1800  # seconds for one compilation
 
