@@ -321,10 +321,9 @@ def test_a_scene_that_is_there_comes_to_metres(tmp_path, monkeypatch, capsys):
   for text, words in mistakes.items():
     assert run(out, '--metric', text) == 2 and words in capsys.readouterr().err
   assert run(out) == 2 and 'name something' in capsys.readouterr().err
+  assert before == sorted(p.stat().st_mtime_ns for p in out.iterdir())
   for text, words in (('{', 'cannot be read'), ('[1]', 'not the record of a run')):
     (out / 'run.json').write_text(text)
     assert run(out, '--metric', 'baseline=0,4:1') == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert 'run.json' in line and words in line and 'delete it' in line
-  (out / 'run.json').write_text(json.dumps(record))
-  assert before == sorted(p.stat().st_mtime_ns for p in out.iterdir())
