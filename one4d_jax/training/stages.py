@@ -394,13 +394,13 @@ class One4DStage(FlowStage):
     """The norm of every control link; they start at zero."""
     if 'links' not in params:
       return {}
-    norms = np.asarray(_link_norms(params['links']))
+    whole = NamedSharding(params['links'].sharding.mesh, PartitionSpec())
+    norms = np.asarray(jax.jit(_link_norms, out_shardings=whole)(params['links']))
     names = ('rgb_from_xyz', 'xyz_from_rgb')
     layers = self.bundle.config.adapters.link_layers
     return {f'link/{n}/{layer}': float(norms[k, m]) for k, layer in enumerate(layers) for m, n in enumerate(names)}
 
 
-@jax.jit
 def _link_norms(links: jax.Array) -> jax.Array:
   return jnp.sqrt(jnp.square(links.astype(jnp.float32)).sum(axis=(2, 3)))
 

@@ -75,7 +75,7 @@ def straight(home):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(home, straight):
-  """SIGKILL of one of two; then again as two (bit for bit as two without a kill), and as one and as four."""
+  """SIGKILL of one of two; then again as two (bit for bit as without a kill), as one, and as four on another mesh."""
   alone = by_launcher(home, 'two')
   assert list(alone) == list(range(1, STEPS + 1))
   np.testing.assert_allclose(list(alone.values()), list(straight.values()), rtol=1e-5)
@@ -91,8 +91,8 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(home, straight):
 
   again = finish(home, 'killed', 2)
   assert [again[step] for step in range(saved + 1, STEPS + 1)] == [alone[step] for step in range(saved + 1, STEPS + 1)]
-  for run, count in (('as-one', 1), ('as-four', 4)):
-    other = finish(home, run, count)
+  for run, count, mesh in (('as-one', 1, 'fsdp'), ('as-four', 4, 'fsdp_modality')):
+    other = finish(home, run, count, parallel__mesh=mesh)
     assert list(other) == list(range(1, STEPS + 1))
     np.testing.assert_allclose(list(other.values()), list(straight.values()), rtol=1e-5)
     assert f'resumed at step {saved}' in (home / f'{run}-0.log').read_text()
