@@ -36,8 +36,8 @@ def train(home: pathlib.Path, name: str, steps: int) -> list[dict]:
 
   values = (
     f'train.steps={steps}', 'train.batch=4', 'train.log_every=10', f'train.validate_every={steps}',
-    f'train.save_every={steps}', 'train.ema=0', 'train.learning_rate=1e-3', 'model.dtype=bfloat16', 'data.clips=200',
-    'data.validation_clips=16', 'model.adapters.rank=8', f'data.cache={home / "data"}',
+    f'train.save_every={steps}', 'train.ema=0', 'train.learning_rate=1e-3', 'model.dtype=bfloat16', 'data.clips=64',
+    'data.validation_clips=8', 'model.adapters.rank=8', f'data.cache={home / "data"}',
     f'model.weights={ROOT / "one4d_jax/assets/tiny"}', *BASES[name],
   )  # fmt: skip
   command = [

@@ -209,8 +209,11 @@ def _override(values: ml_collections.ConfigDict, text: str) -> None:
     raise ConfigError(f'unknown config key {key!r}; expected --config.KEY=VALUE with KEY among {", ".join(known)}')
   with node.unlocked():
     try:
-      node[leaf] = yaml.safe_load(value)
-    except (TypeError, yaml.YAMLError) as error:
+      parsed = yaml.safe_load(value)
+      if isinstance(node[leaf], float) and isinstance(parsed, str):
+        parsed = float(parsed)  # YAML takes 1e-4 for text
+      node[leaf] = parsed
+    except (TypeError, ValueError, yaml.YAMLError) as error:
       kind = type(node[leaf]).__name__
       raise ConfigError(f'config {key}={value!r} must be of type {kind}') from error
 

@@ -48,9 +48,10 @@ def test_the_tiny_stages_build_on_each_other():
 
 def test_overrides_reach_any_value():
   changes = ['train.steps=10', 'model.adapters.link_layers=[0, 2]', 'data.fps=12', 'data.cache=elsewhere']
+  changes += ['train.learning_rate=3e-4']
   config = configs.load('configs/one4d.py:tiny', changes)
   assert (config.train.steps, config.model.adapters.link_layers) == (10, (0, 2))
-  assert (config.data.fps, config.data.cache) == (12.0, 'elsewhere')
+  assert (config.data.fps, config.data.cache, config.train.learning_rate) == (12.0, 'elsewhere', 3e-4)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,7 @@ def test_overrides_reach_any_value():
     ('train.steps.x=1', 'unknown config key'),
     ('train.steps', 'KEY=VALUE'),
     ('train.steps=many', "train.steps='many' must be of type int"),
+    ('train.learning_rate=fast', "train.learning_rate='fast' must be of type float"),
     ('train.steps=true', 'train.steps=True must be of type int'),
     ('train.tasks=[1, 1, 1]', 'sum to 1'),
     ('train.schedule=linear', "train.schedule='linear' must be one of constant, cosine"),
