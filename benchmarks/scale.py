@@ -266,9 +266,12 @@ def alone(row: dict) -> dict:
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
   except subprocess.TimeoutExpired:
     return {'not_measured': f'compiles longer than {LIMIT // 60} minutes'}
+  if done.returncode == 2:
+    return {'not_measured': done.stderr.strip().splitlines()[-1].removeprefix('error: ')}
+  if done.returncode < 0:
+    return {'not_measured': f'the compiler was ended by signal {-done.returncode}'}
   if done.returncode:
-    *_, last = done.stderr.strip().splitlines() or ['']
-    return {'not_measured': last.removeprefix('error: ') or f'the compiler ended with status {done.returncode}'}
+    raise RuntimeError(done.stderr)
   return json.loads(done.stdout.strip().splitlines()[-1])
 
 
