@@ -86,11 +86,7 @@ def require_set(folder: pathlib.Path) -> None:
 
 
 def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False) -> None:
-  import functools
-
-  import flax.linen as nn
   import jax
-  import numpy as np
   from tqdm import tqdm
 
   from one4d_jax import config as configs
@@ -98,15 +94,14 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
   from one4d_jax.errors import CheckpointError
   from one4d_jax.model import bundle as bundles
   from one4d_jax.model.files import write_whole
-  from one4d_jax.parallel import load, rules
+  from one4d_jax.parallel import load
   from one4d_jax.parallel import mesh as meshes
   from one4d_jax.parallel.layout import MeshLayout, batch_sharding, check_batch, rows
   from one4d_jax.training import flops, latents, metrics
-  from one4d_jax.training import optimizer as optimizers
   from one4d_jax.training.checkpoint import Checkpoints, difference
   from one4d_jax.training.journal import Journal
+  from one4d_jax.training.setup import setup
   from one4d_jax.training.stages import STAGES
-  from one4d_jax.training.step import init_state, make_step
   from one4d_jax.training.watchdog import Watchdog
   from one4d_jax.viewer.pictures import save_png
 
@@ -136,29 +131,9 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
   with distributed.main_first():  # it may have data to render and to encode
     stage = STAGES[settings.stage](config, before)
   frozen = {name: load.part(before, name, mesh, int8=config.model.int8 and name == 'base') for name in stage.frozen}
-  rate = dict(
-    learning_rate=settings.learning_rate, warmup=settings.warmup, steps=settings.steps, kind=settings.schedule
-  )
-  optimizer = optimizers.make(
-    **rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm, state=settings.optimizer_state
-  )
-  fresh = functools.partial(init_state, optimizer=optimizer, seed=settings.seed, ema=settings.ema)
-  key = np.asarray(jax.random.key_data(jax.random.key(settings.seed)))
-  init = lambda key, frozen: stage.init(jax.random.wrap_key_data(key), frozen)
-  named = jax.eval_shape(init, key, frozen)
-  abstract = jax.eval_shape(fresh, nn.unbox(named))
-  shardings = rules.state_shardings(abstract, named, mesh)
-  step_fn = make_step(
-    stage.loss,
-    optimizer,
-    accumulation=settings.accumulation,
-    ema=settings.ema,
-    spike=settings.spike,
-    layout=layout,
-    shardings=shardings,
-  )
+  run = setup(config, stage, layout, frozen)
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-  say(f'{count(abstract.params):,} trainable parameters, {count(frozen):,} frozen')
+  say(f'{count(run.state.params):,} trainable parameters, {count(frozen):,} frozen')
 
   which, of = rows(mesh)
   samples = settings.batch * settings.accumulation
@@ -182,8 +157,7 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
     config=values,
   )
   if checkpoints.latest is not None:
-    spread = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    state, about = checkpoints.restore(jax.tree.map(spread, abstract, shardings))
+    state, about = checkpoints.restore(run.state)
     batches.set_state(about['data'])
     say(f'resumed at step {int(state.step)}')
     for line in difference(about['config'], values):
@@ -191,13 +165,7 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
   elif must_resume:
     raise CheckpointError(f'no checkpoint in {workdir}; leave --resume out to begin there, or name another --workdir')
   else:
-    if stage.given is None:
-      begin = jax.jit(lambda key, frozen: nn.unbox(init(key, frozen)), out_shardings=shardings.params)
-      params = begin(key, frozen)
-    else:
-      params = load.put(stage.given, shardings.params)
-    state = jax.jit(fresh, out_shardings=shardings)(params)
-    del params
+    state = run.begin()
   start = int(state.step)
   if main:
     write_whole(workdir / 'config.json', configs.to_json(config))
@@ -216,7 +184,7 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
   ):
     for step in range(start + 1, settings.steps + 1):
       batch = next(batches)
-      state, found = step_fn(state, frozen, latents.arrays(batch))
+      state, found = run.step(state, frozen, latents.arrays(batch))
       journal.add(step, found, batch['id'].tolist(), stage.work(batch))
       watchdog.beat(step)
       bar.update()
