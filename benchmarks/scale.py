@@ -11,7 +11,6 @@ sample for every part of the mesh, latents and features encoded before. Without 
 
 import argparse
 import contextlib
-import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -52,12 +51,11 @@ PLUGINS = {'gpu': ('jax_cuda13_plugin', 'jax-cuda13-plugin[with-cuda]=={}'), 'tp
 SIZES = ('352x624', '480x832')
 BASES = ('bfloat16', 'int8')
 _POLICIES = [('fsdp', remat, 'bfloat16') for remat in ('block', 'attention_saved', 'offload')]
-_SEQUENCE = [(f'fsdp=-1,sequence={parts}', 'block', 'bfloat16') for parts in (2, 4)]
 MACHINES = {  # (mesh, remat, base) of the rows, each at both sizes
   'h100:8': [*_POLICIES, ('fsdp', 'block', 'int8')],
   'h200:1': [*_POLICIES, ('fsdp', 'block', 'int8')],
-  'v5p:2x2x2': _POLICIES,
-  'v6e:4x8': _SEQUENCE,
+  'v5p:2x2x2': [('fsdp', 'block', 'bfloat16')],
+  'v6e:4x8': [('fsdp=-1,sequence=4', 'block', 'bfloat16')],
 }
 LIMIT = 1800  # seconds for one compilation
 
@@ -153,9 +151,8 @@ def abstract_step(devices: list, *, size: str, mesh: str, remat: str, base: str)
   from one4d_jax.parallel import load, rules
   from one4d_jax.parallel import mesh as meshes
   from one4d_jax.parallel.layout import MeshLayout, batch_parts, batch_sharding
-  from one4d_jax.training import optimizer as optimizers
+  from one4d_jax.training.setup import setup
   from one4d_jax.training.stages import One4DStage
-  from one4d_jax.training.step import init_state, make_step
 
   class WithoutData(One4DStage):
     def __init__(self, config, bundle):
@@ -172,31 +169,10 @@ def abstract_step(devices: list, *, size: str, mesh: str, remat: str, base: str)
 
   boxed = load.abstract_base(model.dit, model.dtype, int8=model.int8)
   frozen = {'base': jax.tree.map(shape, nn.unbox(boxed), rules.shardings(boxed, devices))}
-  optimizer = optimizers.make(
-    learning_rate=train.learning_rate,
-    warmup=train.warmup,
-    steps=train.steps,
-    kind=train.schedule,
-    weight_decay=train.weight_decay,
-    clip_norm=train.clip_norm,
-    state=train.optimizer_state,
-  )
-  adapters = jax.eval_shape(stage.init, jax.random.key(0), frozen)
-  fresh = functools.partial(init_state, optimizer=optimizer, seed=train.seed, ema=train.ema)
-  state = jax.eval_shape(fresh, nn.unbox(adapters))
-  shardings = rules.state_shardings(state, adapters, devices)
-  step = make_step(
-    stage.loss,
-    optimizer,
-    accumulation=train.accumulation,
-    ema=train.ema,
-    spike=train.spike,
-    layout=layout,
-    shardings=shardings,
-  )
+  run = setup(config, stage, layout, frozen)
   place = lambda leaf: shape(leaf, batch_sharding(devices))
   samples = jax.tree.map(place, batch(config, train.batch * train.accumulation))
-  return step, (jax.tree.map(shape, state, shardings), frozen, samples)
+  return run.step, (run.state, frozen, samples)
 
 
 def batch(config, samples: int) -> dict:

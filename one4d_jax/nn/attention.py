@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from one4d_jax.checks import checked
-from one4d_jax.nn import partition, splash
+from one4d_jax.nn import partition, remat, splash
 
 _CHUNK = 1024  # queries at a time where no fused kernel exists
 
@@ -34,18 +34,23 @@ def local(
     return splash.splash(q, k, v)
   b, s, n, h = q.shape
   if s <= 2 * _CHUNK:
-    return _fused(q, k, v)
-  padded = jnp.pad(q, ((0, 0), (0, -s % _CHUNK), (0, 0), (0, 0)))
-  chunks = padded.reshape(b, -1, _CHUNK, n, h).swapaxes(0, 1)
-  out = jax.lax.map(jax.checkpoint(lambda chunk: _fused(chunk, k, v)), chunks)
-  return out.swapaxes(0, 1).reshape(b, -1, n, h)[:, :s]
+    out = _fused(q, k, v)
+  else:
+    padded = jnp.pad(q, ((0, 0), (0, -s % _CHUNK), (0, 0), (0, 0)))
+    chunks = padded.reshape(b, -1, _CHUNK, n, h).swapaxes(0, 1)
+    out = jax.lax.map(jax.checkpoint(lambda chunk: _fused(chunk, k, v)), chunks)
+    out = out.swapaxes(0, 1).reshape(b, -1, n, h)[:, :s]
+  return remat.attention(out) if k.shape[1] == s else out  # text and image are attended to again for little
 
 
 def _cudnn(q: Array, k: Array, v: Array) -> Array:
   """JAX has no gradient of odd lengths (of 257 image tokens, say): they are padded, and padded keys masked."""
   even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
-  lengths = jnp.full(len(k), k.shape[1], jnp.int32) if k.shape[1] % 2 else None
-  return _fused(even(q), even(k), even(v), implementation='cudnn', key_value_seq_lengths=lengths)[:, : q.shape[1]]
+  s, t, lengths = q.shape[1], k.shape[1], {}
+  if t % 2:
+    count = lambda n: jnp.where(q[:, 0, 0, 0] == 0, n, n)  # mapped as q is: vmap of the kernel needs both lengths so
+    lengths = {'query_seq_lengths': count(s), 'key_value_seq_lengths': count(t)}
+  return _fused(even(q), even(k), even(v), implementation='cudnn', **lengths)[:, :s]
 
 
 def _fused(q: Array, k: Array, v: Array, **options) -> Array:

@@ -13,7 +13,6 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 POLICIES = ('none', 'block', 'attention_saved', 'offload')
-_KERNEL = 'dot_product_attention'  # cuDNN's primitives: the backward pass needs their statistics too
 
 
 def layer(body: Callable, policy: str) -> Callable:
@@ -25,7 +24,7 @@ def layer(body: Callable, policy: str) -> Callable:
     'block': policies.nothing_saveable,
     'attention_saved': policies.save_from_both_policies(
       policies.save_only_these_names('attention'),
-      lambda primitive, *_, **__: _KERNEL in primitive.name,
+      _self_attention,
     ),
     'offload': policies.save_and_offload_only_these_names(
       names_which_can_be_saved=[],
@@ -35,6 +34,11 @@ def layer(body: Callable, policy: str) -> Callable:
     ),
   }
   return functools.partial(jax.checkpoint, prevent_cse=False, policy=keep[policy])(body)
+
+
+def _self_attention(primitive, query=None, key=None, *_, **__) -> bool:
+  """Whether it is cuDNN's kernel, whose statistics have no name, and not over text or image."""
+  return 'dot_product_attention' in primitive.name and query.shape == key.shape
 
 
 def layer_input(x: jax.Array) -> jax.Array:

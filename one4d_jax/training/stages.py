@@ -223,7 +223,7 @@ class FlowStage(Stage):
     F, H, W = batch['rgb'].shape[1:4] if 'z' not in batch else (0, 0, 0)
     latent = batch['z'].shape[2:] if 'z' in batch else ((F - 1) // 4 + 1, H // 8, W // 8, config.vae.latent_channels)
     grid = dit.token_grid(config.dit, latent)
-    sizes = flops.Sizes(count, grid, config.dit.text_len, (config.image.image_size // config.image.patch) ** 2 + 1)
+    sizes = flops.Sizes(count, grid, config.dit.text_len, config.image.tokens)
     step = self.operations(sizes).step
     return {'samples': count, 'tokens': count * self.branches * math.prod(grid), 'flops': sum(step.values())}
 

@@ -77,7 +77,7 @@ class WanBlock(nn.Module):
     # q and k are normalised over the whole width, before the split into heads
     q, k = norm('self_norm_q')(project('self_q', y)), norm('self_norm_k')(project('self_k', y))
     q, k = (rope.rotate(heads(z), context.cos, context.sin) for z in (q, k))
-    y = remat.attention(attend(q, k, heads(project('self_v', y)))).reshape(x.shape)
+    y = attend(q, k, heads(project('self_v', y))).reshape(x.shape)
     x = gated(x, dense('self_o', cfg.width, ('heads', 'embed'))(y), gate1)
 
     y = LayerNorm(cfg.eps, name='cross_norm')(x)
