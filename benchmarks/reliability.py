@@ -4,9 +4,7 @@
 
 Thirty short runs of the one4d stage on a network of a few thousand parameters. Each is killed eight times (fewer if it
 ends first) and started again by the same command. After every kill each checkpoint must be readable, and the newest no
-older than before; a run asked to stop by SIGTERM must end with status 0 and what it said it saved; in the end all runs must
-hold bit for bit what a run that was never killed holds.
-
+older XX
 Every attempt is a fork of one process that has imported JAX and started nothing: that saves the time of importing.
 """
 
