@@ -37,7 +37,7 @@ def boxed(names, shape):
     ({'data': 8}, ('embed', 'heads'), (64, 64), (None, None)),
     ({'data': 2, 'sequence': 4}, ('embed', 'heads'), (64, 64), ('sequence', None)),
     ({'fsdp': 2, 'sequence': 2, 'modality': 2}, (None, 'embed'), (4, 24), (None, ('fsdp', 'sequence', 'modality'))),
-    ({'fsdp': 2, 'sequence': 2, 'modality': 2}, ('modality', 'embed'), (2, 6), ('modality', 'fsdp')),  # 6 / 2 / 2 is odd
+    ({'fsdp': 2, 'sequence': 2, 'modality': 2}, ('modality', 'embed'), (2, 6), ('modality', 'fsdp')),  # 6/2/2 is odd
     ({'fsdp': 8}, ('layers', 'embed'), (40, 64), ()),  # vectors stay whole
     ({'modality': 2, 'fsdp': 4}, ('layers', 'modality', 'embed', None), (3, 2, 8, 4), (None, 'modality', 'fsdp', None)),
     ({'fsdp': 8}, ('embed', 'heads'), (36, 64), (None, 'fsdp')),  # 36 rows do not divide by 8
