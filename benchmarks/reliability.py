@@ -105,12 +105,11 @@ def kill(kind: str, number: int, workdir: pathlib.Path, seconds: float, draw: ra
   over = lambda: os.waitid(os.P_PID, number, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
   if kind == 'SIGKILL in a save':
     skipped = draw.randrange(3)  # saves that are let through
-    for _ in range(skipped + 1):
-      for wanted in (True, False)[: 2 if _ < skipped else 1]:
-        while saving(workdir) != wanted:
-          if over():
-            return False
-          time.sleep(0.0005)
+    for wanted in (True, False) * skipped + (True,):
+      while saving(workdir) != wanted:
+        if over():
+          return False
+        time.sleep(0.0005)
     os.kill(number, signal.SIGKILL)
     return True
   deadline = time.monotonic() + draw.uniform(0, seconds)

@@ -144,7 +144,6 @@ def memory(topology: str) -> float:
 def abstract_step(devices: list, *, size: str, mesh: str, remat: str, base: str) -> tuple:
   """The jitted step of a training run on ``devices``, and its arguments as shapes with their places."""
   import flax.linen as nn
-  import jax
 
   from one4d_jax import config as configs
   from one4d_jax.model.bundle import Bundle
@@ -165,13 +164,12 @@ def abstract_step(devices: list, *, size: str, mesh: str, remat: str, base: str)
   config = configs.load(str(page.ROOT / 'configs/one4d.py'), [f'{name}={value}' for name, value in values.items()])
   train, model = config.train, config.model
   stage, layout = WithoutData(config, Bundle({}, configs.sizes(config), {})), MeshLayout(devices)
-  shape = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   boxed = load.abstract_base(model.dit, model.dtype, int8=model.int8)
-  frozen = {'base': jax.tree.map(shape, nn.unbox(boxed), rules.shardings(boxed, devices))}
+  frozen = {'base': load.placed(nn.unbox(boxed), rules.shardings(boxed, devices))}
   run = setup(config, stage, layout, frozen)
-  place = lambda leaf: shape(leaf, batch_sharding(devices))
-  samples = jax.tree.map(place, batch(config, train.batch * train.accumulation))
+  samples = batch(config, train.batch * train.accumulation)
+  samples = load.placed(samples, dict.fromkeys(samples, batch_sharding(devices)))
   return run.step, (run.state, frozen, samples)
 
 

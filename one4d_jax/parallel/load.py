@@ -61,8 +61,7 @@ def load_base(path: str | os.PathLike, mesh: Mesh | None = None, *, dtype: str |
   boxed = abstract_base(cfg, dtype or manifest['dtype'], int8=manifest['int8'])
   abstract = nn.unbox(boxed)
   if mesh is not None:
-    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    abstract = jax.tree.map(place, abstract, rules.shardings(boxed, mesh))
+    abstract = placed(abstract, rules.shardings(boxed, mesh))
   return weights.restore(folder, abstract)
 
 
@@ -73,6 +72,12 @@ def boxed(bundle: Bundle, part: str) -> dict:
     base = jax.eval_shape(bundle.model.init_base, key)
     return base if part == 'base' else jax.eval_shape(bundle.model.init_adapters, key, nn.unbox(base))
   return jax.eval_shape(getattr(bundle, part).init, key)
+
+
+def placed(shapes, shardings):
+  """A tree of shapes that also says where each leaf lies."""
+  one = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  return jax.tree.map(one, shapes, shardings)
 
 
 def put(tree: dict, shardings: dict) -> dict:
@@ -94,9 +99,7 @@ def part(bundle: Bundle, name: str, mesh: Mesh, *, int8: bool = False) -> dict:
     found = load_base(bundle.folders[name], mesh)
   else:
     names = boxed(bundle, name)
-    shape = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    abstract = jax.tree.map(shape, nn.unbox(names), rules.shardings(names, mesh))
-    found = weights.restore(bundle.folders[name], abstract)
+    found = weights.restore(bundle.folders[name], placed(nn.unbox(names), rules.shardings(names, mesh)))
   return _quantized(found) if int8 else found
 
 
@@ -120,11 +123,11 @@ def load_bundle(path: str | os.PathLike | None, mesh: str) -> Bundle:
   Raises:
     CheckpointError, ConfigError: no bundle, or a mesh that does not fit the devices.
   """
-  placed, found = meshes.make(mesh, jax.local_devices()), open_bundle(path)
-  heads = found.config.dit.heads // placed.shape['tensor']
-  layout = MeshLayout(placed, 'ring' if heads % placed.shape['sequence'] else 'ulysses')
+  devices, found = meshes.make(mesh, jax.local_devices()), open_bundle(path)
+  heads = found.config.dit.heads // devices.shape['tensor']
+  layout = MeshLayout(devices, 'ring' if heads % devices.shape['sequence'] else 'ulysses')
   return dataclasses.replace(
-    found, params={name: part(found, name, placed) for name in found.hashes}, folders={}, layout=layout
+    found, params={name: part(found, name, devices) for name in found.hashes}, folders={}, layout=layout
   )
 
 

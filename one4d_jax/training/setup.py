@@ -60,5 +60,4 @@ def setup(config, stage, layout: MeshLayout, frozen: dict) -> Setup:
       params = load.put(stage.given, shardings.params)
     return jax.jit(fresh, out_shardings=shardings)(params)
 
-  placed = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-  return Setup(step, jax.tree.map(placed, shapes, shardings), begin)
+  return Setup(step, load.placed(shapes, shardings), begin)
