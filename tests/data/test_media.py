@@ -44,6 +44,8 @@ def write_video(path, count=20, width=64, height=48, rate=30, codec='libx264', r
     stream = container.add_stream(codec, rate=rate)
     stream.width, stream.height = width, height
     stream.pix_fmt = 'yuv444p' if width % 2 or height % 2 else 'yuv420p'
+    if codec == 'libx264':
+      stream.options = {'crf': '8', 'preset': 'veryfast', 'threads': '1'}  # the same on any number of cores
     for name, value in stream_options.items():
       setattr(stream, name, value)
     if rotation is not None:

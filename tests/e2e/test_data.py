@@ -42,7 +42,7 @@ def test_training_on_a_mixture_of_all_of_them(encoded, folder):
     kept = prepared.open(folder / 'sets' / name / '1.0.0')
     assert len(kept) == 2, name
   mixture = ','.join(f'{path}@{i % 2 + 1}' for i, path in enumerate(encoded.values()))
-  options = ('train.batch=9', f'train.steps={STEPS}', 'train.log_every=1', 'train.warmup=1', 'data.validation_clips=2')
+  options = ('train.batch=8', f'train.steps={STEPS}', 'train.log_every=1', 'train.warmup=1', 'data.validation_clips=2')
   argv = ['--config', 'configs/one4d.py:tiny', '--workdir', str(folder / 'run')]
   argv += [f'--config.model.weights={EMBEDDED}', f'--config.data.source={mixture}']
   assert cli.run(train.main, train.parser(), argv + [f'--config.{value}' for value in options]) == 0
