@@ -74,12 +74,12 @@ def whole(place):
     kept[request.out.name] = real(bundle, request, *rest)
     return kept[request.out.name]
 
-  generate._compiled.cache_clear()
+  generate.compiled.cache_clear()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sample, 'sample', keep)
     assert run(place / 'list.jsonl', place / 'whole') == 0
   (place / 'sampled').write_bytes(pickle.dumps(kept))
-  return place / 'whole', generate._compiled.cache_info().misses
+  return place / 'whole', generate.compiled.cache_info().misses
 
 
 @pytest.fixture

@@ -55,13 +55,14 @@ def generate(
     )
   config = bundle.config
   ids, mask = bundle.tokenizer([prompt, ''])
-  run = _compiled(
+  run = compiled(
     config,
     steps=config.steps if steps is None else steps,
     guidance=config.guidance if guidance is None else float(guidance),
     shift=config.shift if shift is None else float(shift),
     solver=config.solver if solver is None else solver,
     layout=bundle.layout,
+    callback=_report,
   )
   with _reporting(progress):
     rgb, xyz = run(bundle.params, video[None], observed[None], ids, mask, np.uint32(seed))
@@ -93,9 +94,17 @@ def _report(step) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(
-  config: Sizes, *, steps: int, guidance: float, shift: float, solver: str, layout: partition.Layout | None
-):
+def compiled(
+  config: Sizes,
+  *,
+  steps: int,
+  guidance: float,
+  shift: float,
+  solver: str,
+  layout: partition.Layout | None,
+  callback: Callable | None = None,
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """``(params, video, observed, ids, mask, seed) -> (rgb, xyz)``, jitted: all of ``generate`` but the tokenizer."""
   parts = Bundle({}, config, {})
   vae, model = parts.vae, parts.model
   f = lambda frames: (frames - 1) // 4 + 1
@@ -128,7 +137,7 @@ def _compiled(
       shift=shift,
       guidance=guidance,
       together=True,
-      callback=_report,
+      callback=callback,
     )
     return vae.decode(params['vae'], z[:, 0], chunk=_CHUNK)
 

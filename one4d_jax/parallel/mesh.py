@@ -46,24 +46,34 @@ def parse(text: str) -> dict[str, int]:
   return sizes
 
 
-def make(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """The mesh of a preset or of axis sizes, over all devices unless ``devices`` are given.
+def sizes(text: str, devices: int) -> dict[str, int]:
+  """Axis sizes of a preset or of a text, over so many devices.
 
   Raises:
     ConfigError: as ``parse``, or sizes that do not multiply to the number of devices.
   """
-  devices = jax.devices() if devices is None else devices
-  sizes = parse(text)
-  known = math.prod(size for size in sizes.values() if size != -1)
-  if -1 in sizes.values():
-    sizes = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
-  if math.prod(sizes.values()) != len(devices):
-    shown = ' x '.join(f'{name} {size}' for name, size in sizes.items() if size > 1) or '1'
+  found = parse(text)
+  known = math.prod(size for size in found.values() if size != -1)
+  if -1 in found.values():
+    found = {name: devices // known if size == -1 else size for name, size in found.items()}
+  if math.prod(found.values()) != devices:
+    shown = ' x '.join(f'{name} {size}' for name, size in found.items() if size > 1) or '1'
     raise ConfigError(
-      f'mesh {text!r} does not fit {len(devices)} devices (sizes: {shown}); choose sizes whose product is '
-      f'{len(devices)}, or -1 for one of them'
+      f'mesh {text!r} does not fit {devices} devices (sizes: {shown}); choose sizes whose product is {devices}, or -1 '
+      'for one of them'
     )
-  return Mesh(_arranged(tuple(sizes.values()), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return found
+
+
+def make(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The mesh of a preset or of axis sizes, over all devices unless ``devices`` are given.
+
+  Raises:
+    ConfigError: as ``sizes``.
+  """
+  devices = jax.devices() if devices is None else devices
+  shape = tuple(sizes(text, len(devices)).values())
+  return Mesh(_arranged(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:

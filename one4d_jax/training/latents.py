@@ -83,11 +83,11 @@ class Encoder:
     self.bundle, self.sparse_masks, self.features, self.frames = bundle, sparse_masks, features, frames
     self.mesh = Mesh(np.array(devices or jax.local_devices()), (_AXIS,))
     self.params = {part: load.part(bundle, part, self.mesh) for part in (PARTS if features else ('vae',))}
-    self._networks = _compiled(bundle.config)
+    self._networks = networks(bundle.config)
 
   def batch(self, size: tuple[int, int, int]) -> int:
     """How many clips of (frames, height, width) to encode at a time: every device has as many to do."""
-    return self.mesh.size * int(np.clip(PIXELS // int(np.prod(size)), 1, 4))
+    return self.mesh.size * clips_at_a_time(size)
 
   def __call__(self, clips: Sequence[dict], indices: Sequence[int]) -> list[dict]:
     """Records of clips of one size (``procedural.to_record``, with ``STORED`` where frames are passed on).
@@ -143,8 +143,13 @@ def encode(bundle: Bundle, params: dict, video: jax.Array) -> jax.Array:
 
 def decode(bundle: Bundle, params: dict, z: np.ndarray) -> np.ndarray:
   """Both videos ``[2 F H W 3]`` of a record's ``z``, one after the other."""
-  network = _compiled(bundle.config)['decode']
+  network = networks(bundle.config)['decode']
   return np.concatenate([np.asarray(network(params, video)) for video in z[:, None].astype(np.float32)])
+
+
+def clips_at_a_time(size: tuple[int, int, int]) -> int:
+  """Of (frames, height, width) on one device."""
+  return int(np.clip(PIXELS // int(np.prod(size)), 1, 4))
 
 
 def _chunk(size: tuple[int, int, int]) -> int | None:
@@ -153,7 +158,7 @@ def _chunk(size: tuple[int, int, int]) -> int | None:
 
 
 @functools.lru_cache(maxsize=2)
-def _compiled(config: Sizes) -> dict[str, Callable]:
+def networks(config: Sizes) -> dict[str, Callable]:
   """The networks ``(params, ...) -> output`` by part, and ``decode``."""
   bundle = Bundle({}, config, {})
   size = lambda z: (4 * z.shape[1] - 3, 8 * z.shape[2], 8 * z.shape[3])
