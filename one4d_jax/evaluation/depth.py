@@ -3,8 +3,9 @@
   Abs Rel   mean |d - g| / g              delta_n   share of pixels with max(d/g, g/d) < 1.25^n
   RMSE      sqrt mean (d - g)^2           log RMSE  sqrt mean (log d - log g)^2
 
-Predicted depth is known up to scale and, by custom, shift: d = s p + t. Published numbers fit s and t by a few steps of
-Adam on sum |s p + t - g|, and depend on its step size; here the minimum of that sum is found exactly. NumPy float64.
+Predicted depth is known up to scale and, by custom, shift: d = s p + t, see ``alignment.py``. As published, d is cut at
+the protocol's largest depth for all errors, and from below, where a shift may leave it at or under zero, for those that
+divide by d or take its logarithm. NumPy float64.
 """
 
 import dataclasses
@@ -13,11 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from one4d_jax.errors import ConfigError, DataError, ShapeError
-from one4d_jax.geometry.align import scale_shift
+from one4d_jax.errors import DataError, ShapeError
+from one4d_jax.evaluation.alignment import alignment
 
-ALIGNMENTS = ('scale_shift', 'scale', 'least_squares', 'median', 'none')
-FLOOR = 1e-5  # aligned depth is cut here: a shift may leave some of it at or below zero
+FLOOR = 1e-5  # of d in delta and log RMSE
+ERRORS = ('abs_rel', 'delta1', 'delta2', 'delta3', 'rmse', 'log_rmse')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,7 @@ def depth_metrics(
   """Compares depth ``pred`` with ``gt`` where ``valid``, after one alignment over all of these pixels.
 
   Args:
-    align: ``scale_shift`` and ``scale`` minimise the sum of absolute errors exactly, ``least_squares`` fits scale and
-      shift to squared errors, ``median`` matches the medians, ``none`` takes ``pred`` as it is.
+    align: one of ``alignment.ALIGNMENTS``.
     max_depth: cuts the aligned prediction from above (70 on Sintel).
 
   Raises:
@@ -65,99 +65,44 @@ def depth_metrics(
   if g.min() <= 0:
     raise DataError(f'depth: gt must be positive at valid pixels, its minimum is {g.min():g}; mask such pixels')
   scale, shift = alignment(p, g, align)
-  d = np.clip(scale * p + shift, FLOOR, max_depth)
-  ratio = np.maximum(d / g, g / d)
-  return DepthMetrics(
-    abs_rel=float(np.mean(np.abs(d - g) / g)),
-    delta1=float(np.mean(ratio < 1.25)),
-    delta2=float(np.mean(ratio < 1.25**2)),
-    delta3=float(np.mean(ratio < 1.25**3)),
-    rmse=float(np.sqrt(np.mean((d - g) ** 2))),
-    log_rmse=float(np.sqrt(np.mean((np.log(d) - np.log(g)) ** 2))),
-    scale=scale,
-    shift=shift,
-    pixels=len(g),
-  )
+  return DepthMetrics(**_errors(p, g, scale, shift, max_depth), scale=scale, shift=shift, pixels=len(g))
 
 
-def pool(rows: Sequence[DepthMetrics]) -> dict[str, float]:
-  """The mean of each error over sequences, weighted by valid pixels, as the published tables do."""
-  names = ('abs_rel', 'delta1', 'delta2', 'delta3', 'rmse', 'log_rmse')
-  weights = [row.pixels for row in rows]
-  return {name: float(np.average([getattr(row, name) for row in rows], weights=weights)) for name in names}
+def frame_errors(
+  pred: Float[np.ndarray, 'F h w'],
+  gt: Float[np.ndarray, 'F h w'],
+  valid: Bool[np.ndarray, 'F h w'],
+  found: DepthMetrics,
+  *,
+  max_depth: float | None = None,
+) -> dict[str, list[float | None]]:
+  """Abs Rel and delta_1 of each frame under the alignment that was found for all; None without a valid pixel."""
+  curves = {'abs_rel': [], 'delta1': []}
+  for p, g, seen in zip(pred, gt, valid, strict=True):
+    p, g = (a[seen].astype(np.float64) for a in (p, g))
+    errors = _errors(p, g, found.scale, found.shift, max_depth) if len(g) else {}
+    for name, curve in curves.items():
+      curve.append(errors.get(name))
+  return curves
 
 
-def alignment(p: Float[np.ndarray, 'n'], g: Float[np.ndarray, 'n'], align: str) -> tuple[float, float]:
-  """``(s, t)`` such that ``s p + t`` fits ``g`` in the sense of ``align``.
+def _errors(p: np.ndarray, g: np.ndarray, scale: float, shift: float, max_depth: float | None) -> dict[str, float]:
+  d = np.minimum(scale * p + shift, np.inf if max_depth is None else max_depth)
+  floored = np.maximum(d, FLOOR)
+  ratio = np.maximum(floored / g, g / floored)
+  return {
+    'abs_rel': float(np.mean(np.abs(d - g) / g)),
+    'delta1': float(np.mean(ratio < 1.25)),
+    'delta2': float(np.mean(ratio < 1.25**2)),
+    'delta3': float(np.mean(ratio < 1.25**3)),
+    'rmse': float(np.sqrt(np.mean((d - g) ** 2))),
+    'log_rmse': float(np.sqrt(np.mean(np.log(ratio) ** 2))),
+  }
 
-  Raises:
-    ConfigError: unknown ``align``.
-    DataError: a prediction of zero, or a constant one for ``least_squares``.
+
+def pool(rows: Sequence[dict], *, weight: str = 'pixels') -> dict[str, float]:
+  """The mean of each error over sequences, weighted by valid pixels as the published tables do; or all ``sequences``
+  alike. ``rows`` are ``DepthMetrics`` as dictionaries.
   """
-  if align == 'none':
-    return 1.0, 0.0
-  if align == 'scale_shift':
-    return least_absolute(p, g)
-  if align == 'least_squares':
-    return scale_shift(p, g)
-  if align not in ALIGNMENTS:
-    raise ConfigError(f'unknown alignment {align!r}; choose from {", ".join(ALIGNMENTS)}')
-  if align == 'scale' and np.any(p):
-    some = p != 0
-    return _weighted_median(g[some] / p[some], np.abs(p[some])), 0.0
-  if align == 'median' and np.median(p):
-    return float(np.median(g) / np.median(p)), 0.0
-  raise DataError(f'depth: cannot align a prediction of zero by {align!r}')
-
-
-def least_absolute(p: Float[np.ndarray, 'n'], g: Float[np.ndarray, 'n']) -> tuple[float, float]:
-  """The ``(s, t)`` that minimise ``sum |s p + t - g|``, exact to the last bits of ``s``.
-
-  For a given s the best t is the median of ``g - s p``. What remains is convex in s: the sign of a subgradient tells
-  on which side the minimum lies, and bisection ends when no number is left in between, after some 60 medians.
-  A constant ``p`` gets s = 0.
-  """
-  p, g = np.asarray(p, np.float64), np.asarray(g, np.float64)
-  middle_p = np.median(p)
-  p = p - middle_p
-  low, high = _bracket(p, g)
-  while low < (middle := low + (high - low) / 2) < high:
-    slope = _slope(p, g, middle)
-    low, high = (middle, high) if slope < 0 else (low, middle) if slope > 0 else (middle, middle)
-  fits = [(float(s), float(np.median(g - s * p))) for s in (low, high)]
-  s, t = min(fits, key=lambda fit: np.abs(fit[0] * p + fit[1] - g).sum())
-  return s, float(t - s * middle_p)
-
-
-def _bracket(p: np.ndarray, g: np.ndarray) -> tuple[float, float]:
-  """Two values of s with the minimum between them, found by growing steps from 0."""
-  spread = np.abs(p).mean()
-  step = np.abs(g - np.median(g)).mean() / spread if spread > 0 else 0.0
-  slope = _slope(p, g, 0.0)
-  if slope == 0 or step == 0:
-    return 0.0, 0.0
-  sign = -np.sign(slope)
-  near, far = 0.0, sign * step
-  while sign * _slope(p, g, far) < 0:
-    near, far = far, 4 * far
-  return min(near, far), max(near, far)
-
-
-def _slope(p: np.ndarray, g: np.ndarray, s: float) -> float:
-  """A subgradient in s of ``min_t sum |s p + t - g|``.
-
-  Residuals equal to the median may take any sign in [-1, 1] as long as all signs sum to 0; they share one value.
-  """
-  residual = g - s * p
-  middle = (len(residual) - 1) // 2
-  t = np.partition(residual, middle)[middle]
-  sign = np.sign(residual - t)
-  tied = sign == 0
-  return float(-(sign @ p) + sign.sum() / tied.sum() * p[tied].sum())
-
-
-def _weighted_median(x: np.ndarray, weight: np.ndarray) -> float:
-  """Minimises ``sum weight |x - m|`` over m."""
-  order = np.argsort(x)
-  total = np.cumsum(weight[order])
-  return float(x[order][np.searchsorted(total, total[-1] / 2)])
+  weights = [row['pixels'] if weight == 'pixels' else 1 for row in rows]
+  return {name: float(np.average([row[name] for row in rows], weights=weights)) for name in ERRORS}

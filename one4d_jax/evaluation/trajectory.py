@@ -29,6 +29,7 @@ class TrajectoryMetrics:
   rpe_r: float
   scale: float
   degenerate: bool  # the true camera stands still: ate and rpe_t have no scale, leave them out of means
+  errors: tuple[float, ...] = dataclasses.field(default=(), repr=False)  # of each frame's centre; ate is their RMS
 
 
 def trajectory_metrics(
@@ -60,12 +61,14 @@ def trajectory_metrics(
   similarity = _alignment(pred, gt, align, degenerate)
   aligned = similarity.pose(pred)
   error = np.linalg.inv(_steps(gt)) @ _steps(aligned)
+  off = np.linalg.norm(aligned[:, :3, 3] - gt[:, :3, 3], axis=-1)
   return TrajectoryMetrics(
-    ate=_rms(np.linalg.norm(aligned[:, :3, 3] - gt[:, :3, 3], axis=-1)),
+    ate=_rms(off),
     rpe_t=_rms(np.linalg.norm(error[:, :3, 3], axis=-1)),
     rpe_r=_rms(np.degrees(angle(error[:, :3, :3]))),
     scale=similarity.scale,
     degenerate=bool(degenerate),
+    errors=tuple(off.tolist()),
   )
 
 

@@ -1,11 +1,14 @@
-"""How close a generated video is to the true one: PSNR and SSIM. NumPy float64, videos in [-1, 1]."""
+"""How close a generated video is to the true one: PSNR, SSIM, LPIPS. NumPy float64, videos in [-1, 1]."""
+
+import functools
 
 import numpy as np
 from jaxtyping import Float
 
-from one4d_jax.errors import ShapeError
+from one4d_jax.errors import DataError, ShapeError
 
 RANGE = 2.0  # from -1 to 1
+WINDOW = 11  # pixels, of SSIM
 
 
 def _same_shape(pred: np.ndarray, gt: np.ndarray):
@@ -33,7 +36,7 @@ def ssim(pred: Float[np.ndarray, 'F H W c'], gt: Float[np.ndarray, 'F H W c']) -
   from scipy.ndimage import gaussian_filter
 
   _same_shape(pred, gt)
-  if min(pred.shape[1:3]) < 11:
+  if min(pred.shape[1:3]) < WINDOW:
     raise ShapeError(f'ssim: frames must be at least 11x11, got {pred.shape[1]}x{pred.shape[2]}')
   blur = lambda a: gaussian_filter(a, (0, 1.5, 1.5, 0), truncate=3.5)[:, 5:-5, 5:-5]
   x, y = np.clip(pred, -1, 1).astype(np.float64), gt.astype(np.float64)
@@ -42,3 +45,30 @@ def ssim(pred: Float[np.ndarray, 'F H W c'], gt: Float[np.ndarray, 'F H W c']) -
   c1, c2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
   index = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
   return float(index.mean())
+
+
+def lpips(pred: Float[np.ndarray, 'F H W 3'], gt: Float[np.ndarray, 'F H W 3']) -> float:
+  """Learned perceptual distance (Zhang et al. 2018, version 0.1 on AlexNet), mean over frames.
+
+  Raises:
+    DataError: the ``lpips`` package or its weights are not there.
+    ShapeError: shapes differ.
+  """
+  _same_shape(pred, gt)
+  package, network = load_lpips()
+  eight_bit = lambda frame: np.round((np.clip(frame, -1, 1) + 1) * 127.5)
+  tensors = ([package.im2tensor(eight_bit(frame)) for frame in frames] for frames in (pred, gt))
+  return float(np.mean([float(network(a, b)) for a, b in zip(*tensors, strict=True)]))
+
+
+@functools.lru_cache(maxsize=1)
+def load_lpips():
+  """The package and its network. It is PyTorch's, takes arrays, and downloads AlexNet's weights when first used."""
+  try:
+    import lpips as package
+  except ImportError as error:
+    raise DataError('LPIPS needs the lpips package: pip install lpips, or leave --config.lpips out') from error
+  try:
+    return package, package.LPIPS(net='alex', verbose=False).eval()
+  except OSError as error:  # no network, no weights
+    raise DataError(f'LPIPS cannot get the weights of AlexNet ({error}); put them into the cache of torch') from error

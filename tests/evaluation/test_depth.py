@@ -1,12 +1,13 @@
 """Depth metrics: known transforms come back exactly, least absolute deviations equals brute force."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
 from one4d_jax.errors import ConfigError, DataError, ShapeError
-from one4d_jax.evaluation import depth
+from one4d_jax.evaluation import alignment, depth
 
 
 def scene(seed=0, shape=(3, 8, 9)):
@@ -60,7 +61,7 @@ def test_least_absolute_equals_the_best_of_all_lines(n, seed):
   lines = [((g[j] - g[i]) / (p[j] - p[i]), i) for i, j in itertools.combinations(range(n), 2) if p[i] != p[j]]
   lines += [(0.0, i) for i in range(n)]
   best = min(absolute(p, g, s, g[i] - s * p[i]) for s, i in lines)
-  s, t = depth.least_absolute(p, g)
+  s, t = alignment.least_absolute(p, g)
   np.testing.assert_allclose(absolute(p, g, s, t), best, rtol=1e-12, atol=1e-12 * np.abs(g).max())
 
 
@@ -69,14 +70,14 @@ def test_least_absolute_ignores_gross_outliers():
   p = rng.uniform(1, 5, 4001)
   g = 2 * p + 1
   g[:1500] += rng.uniform(5, 500, 1500)
-  np.testing.assert_allclose(depth.least_absolute(p, g), (2, 1), rtol=1e-9)
+  np.testing.assert_allclose(alignment.least_absolute(p, g), (2, 1), rtol=1e-9)
 
 
 def test_no_nearby_line_is_better_on_a_real_size():
   rng = np.random.default_rng(2)
   p = rng.uniform(1, 5, 70000)
   g = 2 * p + 1 + rng.standard_cauchy(p.shape)
-  s, t = depth.least_absolute(p, g)
+  s, t = alignment.least_absolute(p, g)
   best = absolute(p, g, s, t)
   for ds, dt in itertools.product([-1e-6, 0, 1e-6], repeat=2):
     assert absolute(p, g, s + ds, t + dt) >= best * (1 - 1e-14)
@@ -91,7 +92,7 @@ def test_constant_prediction_is_aligned_by_its_shift():
 def test_scale_alignment_is_the_best_scale():
   rng = np.random.default_rng(3)
   p, g = rng.uniform(0.5, 2, 31), rng.uniform(0.5, 2, 31)
-  s, _ = depth.alignment(p, g, 'scale')
+  s, _ = alignment.alignment(p, g, 'scale')
   assert absolute(p, g, s, 0) <= min(absolute(p, g, r, 0) for r in g / p) + 1e-12
 
 
@@ -101,8 +102,10 @@ def test_pooling_weighs_by_pixels():
   few = np.zeros(gt.shape, bool)
   few[0, 0, :2] = True
   two = depth.depth_metrics(gt * 1.4, gt, few, align='none')
-  pooled = depth.pool([one, two])
+  pooled = depth.pool([dataclasses.asdict(row) for row in (one, two)])
   np.testing.assert_allclose(pooled['abs_rel'], (0.1 * gt.size + 0.4 * 2) / (gt.size + 2))
+  alike = depth.pool([dataclasses.asdict(row) for row in (one, two)], weight='sequences')
+  np.testing.assert_allclose(alike['abs_rel'], 0.25)
 
 
 def test_mistakes_are_named():
