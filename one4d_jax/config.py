@@ -19,6 +19,7 @@ import yaml
 
 from one4d_jax.errors import ConfigError
 from one4d_jax.flow.solvers import SOLVERS
+from one4d_jax.model import baselines
 from one4d_jax.model.bundle import Sizes
 from one4d_jax.model.one4d import AdapterConfig
 from one4d_jax.nn import remat
@@ -239,6 +240,13 @@ def check(config: Config) -> None:
     problems.append(f'model.dit.width={model.dit.width} must be an even multiple of heads={model.dit.heads}')
   if any(not 0 <= i < model.dit.layers for i in model.adapters.link_layers):
     problems.append(f'model.adapters.link_layers={model.adapters.link_layers} must lie in [0, {model.dit.layers})')
+  kind = model.adapters.kind
+  if kind not in baselines.MODELS:
+    problems.append(f'model.adapters.kind={kind!r} must be one of {", ".join(baselines.MODELS)}')
+  elif kind in ('rgb_to_xyz', 'xyz_to_rgb') and not model.adapters.link_layers:
+    problems.append(f'model.adapters.kind={kind} needs model.adapters.link_layers; without links it is no_links')
+  if kind == 'full' and model.int8:
+    problems.append('model.adapters.kind=full trains the base, which model.int8=True freezes; leave one of them out')
   if abs(sum(train.tasks) - 1) > 1e-6 or len(train.tasks) != 3 or min(train.tasks) < 0:
     problems.append(f'train.tasks={train.tasks} must be three shares (image, sparse, video) that sum to 1')
   if model.dtype not in ('bfloat16', 'float32'):
@@ -260,6 +268,9 @@ def check(config: Config) -> None:
     if heads % sizes['tensor'] or model.dit.ffn_width % sizes['tensor']:
       problems.append(f'parallel.mesh={config.parallel.mesh!r}: tensor must divide model.dit.heads={heads} and '
                       f'ffn_width={model.dit.ffn_width}')  # fmt: skip
+    if sizes['modality'] > 1 and kind in ('channel_concat', 'spatial_concat'):
+      problems.append(f'parallel.mesh={config.parallel.mesh!r}: the axis modality is for two branches, and '
+                      f'model.adapters.kind={kind} has one sequence; use fsdp, sequence or tensor')  # fmt: skip
     if sizes['cfg'] != 1:
       problems.append(f'parallel.mesh={config.parallel.mesh!r}: cfg is an axis of sampling; training has none')
   for name in ('spike', 'hang_seconds', 'keep_every', 'validate_every'):

@@ -111,7 +111,6 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
   # -- The mesh ----------------------------------------------------------------------------------------------------
   mesh = meshes.make(config.parallel.mesh)
   layout = MeshLayout(mesh, config.parallel.attention)
-  check_batch(mesh, settings.batch, heads=config.model.dit.heads, attention=config.parallel.attention)
 
   # -- What the stage builds on -----------------------------------------------------------------------------------
   before = bundles.Bundle({}, configs.sizes(config), {})
@@ -124,6 +123,7 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
       say(f'{config.model.weights} has other adapters than config.model.adapters: starting from fresh ones')
       loaded = loaded.without('adapters')
     before = dataclasses.replace(loaded, config=kept)
+  check_batch(mesh, settings.batch, heads=before.config.dit.heads, attention=config.parallel.attention)
   weights_hash = before.hash + '-int8' * config.model.int8
   say(f'{settings.stage}: {workdir}, weights {weights_hash or "none"}, {meshes.describe(mesh)}')
 

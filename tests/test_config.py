@@ -72,6 +72,7 @@ def test_overrides_reach_any_value():
     ('data.frames=18', 'nearest are 17 and 21'),
     ('data.width=100', 'multiple of 16; nearest is 96'),
     ('model.adapters.link_layers=[9]', r'must lie in \[0, 6\)'),
+    ('model.adapters.kind=dual', "model.adapters.kind='dual' must be one of dlc, channel_concat, spatial_concat"),
     ('model.dit.heads=7', 'even multiple of heads'),
     ('sample.solver=heun', 'euler, unipc'),
     ('train.batch=0', 'at least 1'),
@@ -80,6 +81,19 @@ def test_overrides_reach_any_value():
 def test_a_bad_value_is_named(change, message):
   with pytest.raises(ConfigError, match=message):
     configs.load('configs/one4d.py:tiny', [change])
+
+
+def test_kinds_of_models_and_what_they_cannot_use():
+  load = lambda kind, *changes: configs.load('configs/one4d.py:tiny', [f'model.adapters.kind={kind}', *changes])
+  for kind in ('rgb_to_xyz', 'xyz_to_rgb'):
+    with pytest.raises(ConfigError, match=f'kind={kind} needs model.adapters.link_layers; without links it is no_link'):
+      load(kind, 'model.adapters.link_layers=[]')
+  for kind in ('channel_concat', 'spatial_concat'):
+    with pytest.raises(ConfigError, match=f'modality is for two branches, and model.adapters.kind={kind} has one'):
+      load(kind, 'parallel.mesh=fsdp_modality')
+    load(kind, 'parallel.mesh=fsdp_sequence', 'model.adapters.link_layers=[]')
+  with pytest.raises(ConfigError, match=r'kind=full trains the base, which model\.int8=True freezes'):
+    load('full', 'model.int8=True')
 
 
 def test_unknown_files_and_presets_are_named():

@@ -7,9 +7,10 @@
   no_links        dlc without control links: independent branches
   rgb_to_xyz      dlc with control links into the XYZ branch alone
   xyz_to_rgb      dlc with control links into the RGB branch alone
+  full            dlc with the base itself trained, one copy for both branches, in the place of LoRA
 
-``MODELS[name]`` takes what ``One4D`` takes. Models of one sequence have no links, so ``AdapterConfig.link_layers``
-means nothing to them; how much they train is a matter of ``rank``.
+``build`` makes the model of ``AdapterConfig.kind``. To models of one sequence and to ``no_links``,
+``AdapterConfig.link_layers`` means nothing, to ``full`` its LoRA; how much the others train is a matter of ``rank``.
 """
 
 import dataclasses
@@ -39,6 +40,8 @@ def _one_lora(model: One4D, key: jax.Array) -> dict:
 
 class OneSequence(One4D):
   """One token sequence for both modalities, through the base with one LoRA."""
+
+  sequences = 1
 
   def through(
     self, base: dict, adapters: dict, x: Float[Array, 'b s d'], context: dit.Context
@@ -115,6 +118,8 @@ class SpatialConcat(OneSequence):
   A fresh model is not the base, for RGB attends to XYZ; it is the base where both halves are the same.
   """
 
+  tokens_per_place = 2
+
   def init_adapters(self, key: jax.Array, base: dict) -> dict:
     """Fresh float32 adapters, boxed; they depend on the shapes of ``base`` alone."""
     modality = nn.LogicallyPartitioned(jnp.zeros(self.cfg.width), ('embed',))
@@ -162,6 +167,10 @@ class OneWay(One4D):
 
   into: int = dlc.XYZ
 
+  @property
+  def linked(self) -> tuple[int, ...]:
+    return (self.into,)
+
   def init_adapters(self, key: jax.Array, base: dict) -> dict:
     """As ``One4D.init_adapters``."""
     links = dlc.init_links(self.cfg.width, self.adapters.link_layers, modalities=1)
@@ -174,17 +183,41 @@ class OneWay(One4D):
     return super().velocity(base, adapters | {'links': jnp.concatenate(links, axis=1)}, z, sigma, condition)
 
 
-def no_links(cfg: DiTConfig, adapters: AdapterConfig = AdapterConfig(), *args, **kwargs) -> One4D:
-  """One4D whose branches never meet."""
-  return One4D(cfg, dataclasses.replace(adapters, link_layers=()), *args, **kwargs)
+class FullTuning(One4D):
+  """All of the base is trained. One copy serves both branches, which differ by the XYZ patch embedding and the links.
+
+  A copy for each branch would be two models; what LoRA has for each modality, one set of weights must learn for both.
+  Weights, gradients and the optimizer's moments are float32 and as large as the base: for small sizes.
+  """
+
+  def init_adapters(self, key: jax.Array, base: dict) -> dict:
+    """As ``One4D.init_adapters``, a trained copy of ``base`` in the place of LoRA."""
+    adapters = super().init_adapters(key, base)
+    del adapters['lora']
+    return adapters | {'base': trained_copy(base, jax.eval_shape(self.init_base, key))}
+
+  def velocity(self, base: dict, adapters: dict, z: Array, sigma: Array, condition: Condition) -> Array:
+    """As ``One4D.velocity``; of ``base`` nothing is used."""
+    return super().velocity(adapters['base'], adapters | {'lora': {}}, z, sigma, condition)
+
+
+def _unlinked(model: type[One4D], cfg: DiTConfig, adapters: AdapterConfig = AdapterConfig(), *args, **kwargs) -> One4D:
+  """A model without control links, whatever ``adapters`` say."""
+  return model(cfg, dataclasses.replace(adapters, link_layers=()), *args, **kwargs)
 
 
 MODELS: Mapping[str, Callable[..., One4D]] = {
   'dlc': One4D,
-  'channel_concat': ChannelConcat,
-  'spatial_concat': SpatialConcat,
+  'channel_concat': functools.partial(_unlinked, ChannelConcat),
+  'spatial_concat': functools.partial(_unlinked, SpatialConcat),
   'shared_lora': SharedLora,
-  'no_links': no_links,
+  'no_links': functools.partial(_unlinked, One4D),
   'rgb_to_xyz': functools.partial(OneWay, into=dlc.XYZ),
   'xyz_to_rgb': functools.partial(OneWay, into=dlc.RGB),
+  'full': FullTuning,
 }
+
+
+def build(cfg: DiTConfig, adapters: AdapterConfig, *args, **kwargs) -> One4D:
+  """The model of ``adapters.kind``, a name of ``MODELS``. Takes what ``One4D`` takes."""
+  return MODELS[adapters.kind](cfg, adapters, *args, **kwargs)

@@ -24,7 +24,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from one4d_jax.errors import CheckpointError
-from one4d_jax.model import weights
+from one4d_jax.model import baselines, weights
 from one4d_jax.model.files import DESCRIPTION, EMBEDDED, PARTS, find_parts, replace_folder, write_whole
 from one4d_jax.model.one4d import AdapterConfig, One4D
 from one4d_jax.nn import partition
@@ -116,7 +116,7 @@ class Bundle:
 
   @property
   def model(self) -> One4D:
-    return One4D(self.config.dit, self.config.adapters, self.precision)
+    return baselines.build(self.config.dit, self.config.adapters, self.precision)
 
   @property
   def tokenizer(self) -> tokenizer.Tokenizer:
@@ -181,15 +181,20 @@ def describe(folder: pathlib.Path) -> tuple[Sizes, dict[str, Any]]:
   """Sizes and record of ``bundle.json``.
 
   Raises:
-    CheckpointError: it cannot be read.
+    CheckpointError: it cannot be read, or is of a kind of model that this version does not have.
   """
   try:
     description = json.loads((folder / DESCRIPTION).read_text())
-    return from_dict(description['sizes'], Sizes), description['record']
+    sizes, record = from_dict(description['sizes'], Sizes), description['record']
   except (json.JSONDecodeError, KeyError) as error:
     raise CheckpointError(
       f'weights at {str(folder)!r} cannot be read ({error}); export or convert them again'
     ) from error
+  if (kind := sizes.adapters.kind) not in baselines.MODELS:
+    raise CheckpointError(
+      f'weights at {str(folder)!r} are of a model {kind!r}; this version has {", ".join(baselines.MODELS)}'
+    )
+  return sizes, record
 
 
 def link_layers(layers: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ the patch embedding. With the paper's sizes that is 981,160,960 parameters, its 
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from one4d_jax.wan.config import DiTConfig
 class AdapterConfig:
   """What is trained beside the base. Link layers are not published: these are evenly spaced over 40 layers."""
 
+  kind: str = 'dlc'  # how RGB and XYZ are joined: One4D itself, or a name of model/baselines.py
   rank: int = 64
   alpha: float = 32.0
   targets: str = '.*'
@@ -38,10 +40,18 @@ def trained_copy(base: dict, boxed: dict) -> dict:
 class One4D:
   """The two-branch model as functions over ``base`` and ``adapters``."""
 
+  sequences: ClassVar[int] = 2  # of tokens, for each sample
+  tokens_per_place: ClassVar[int] = 1  # of a sequence, in each place of the token grid
+
   cfg: DiTConfig
   adapters: AdapterConfig = AdapterConfig()
   precision: dit.Precision = dit.BFLOAT16
   remat: str = 'block'  # of nn/remat.py
+
+  @property
+  def linked(self) -> tuple[int, ...]:
+    """The branches that control links lead into, in the order of the second axis of ``adapters['links']``."""
+    return dlc.RGB, dlc.XYZ
 
   def init_base(self, key: jax.Array) -> dict:
     """A random base, boxed with logical axes. Real runs load converted Wan weights of the same shapes."""

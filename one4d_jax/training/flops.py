@@ -7,14 +7,16 @@ elementwise work, and the VAE and the encoders, which a step runs only where lat
 A backward pass repeats a product once for the gradient of its input, where anything trained lies before it, and once
 for that of its weight, where it is trained. So full training costs three forward passes; with a frozen base, its
 linears cost two. Keys and values of text and image are computed from what both branches share, once for both; adapters
-are not.
+are not. Counted of one-way links are both directions, for both are computed.
 """
 
+import dataclasses
 import math
 import re
 from typing import NamedTuple
 
-from one4d_jax.model.one4d import AdapterConfig
+from one4d_jax.model import baselines
+from one4d_jax.model.one4d import AdapterConfig, One4D
 from one4d_jax.wan.config import DiTConfig
 
 # bf16 without sparsity, FLOP/s of one JAX device, by its ``device_kind``; from the makers' data sheets.
@@ -67,25 +69,52 @@ class _Product(NamedTuple):
 def base(cfg: DiTConfig, sizes: Sizes) -> Count:
   """The DiT alone, all of it trained, and an encoder of text and image before it."""
   products = [_product('linear', rows, din, dout, repeats=2) for _, rows, din, dout in _linears(cfg, sizes)]
-  context = _context(cfg, sizes, repeats=2)
+  context = _context(cfg, sizes, repeats=2, first=2)
   tokens = [_patch(cfg, sizes, repeats=1), _head(cfg, sizes, repeats=2)]
   return _count([*products, *_attention(cfg, sizes), *context, *tokens])
 
 
 def one4d(cfg: DiTConfig, adapters: AdapterConfig, sizes: Sizes) -> Count:
-  """Both branches, the adapters trained over a frozen base."""
-  both = sizes._replace(batch=2 * sizes.batch)
+  """The model of ``adapters.kind`` (``model/baselines.py``), its adapters trained over a frozen base."""
+  model, trained = baselines.build(cfg, adapters), adapters.kind == 'full'
+  through = _through(model, sizes)
   products = []
-  for name, rows, din, dout in _linears(cfg, both):
-    shared = name in _OF_CONTEXT
-    products.append(_product('linear', rows // 2 if shared else rows, din, dout, repeats=0 if shared else 1))
-    if re.search(adapters.targets, f'{name}/kernel'):
-      products.append(_product('lora', rows, din, adapters.rank, repeats=1 if shared else 2))
+  for name, rows, din, dout in _linears(cfg, through):
+    context = name in _OF_CONTEXT
+    repeats = 2 if trained else 0 if context else 1
+    products.append(_product('linear', rows // model.sequences if context else rows, din, dout, repeats=repeats))
+    if not trained and re.search(adapters.targets, f'{name}/kernel'):
+      products.append(_product('lora', rows, din, adapters.rank, repeats=1 if context else 2))
       products.append(_product('lora', rows, adapters.rank, dout, repeats=2))
-  links = len(adapters.link_layers) * both.batch * math.prod(sizes.grid)
+  links = len(model.adapters.link_layers) * through.batch * math.prod(through.grid)
   products.append(_product('links', links, cfg.width, cfg.width, repeats=2))
-  tokens = [_patch(cfg, sizes, repeats=0), _patch(cfg, sizes, repeats=1), _head(cfg, both, repeats=1)]
-  return _count([*products, *_attention(cfg, both), *_context(cfg, sizes, repeats=0), *tokens])
+  given = _context(cfg, sizes, repeats=2, first=1) if trained else _context(cfg, sizes, repeats=0, first=0)
+  return _count([*products, *_attention(cfg, through), *given, *_ends(cfg, adapters.kind, sizes)])
+
+
+def tokens(model: One4D, sizes: Sizes) -> int:
+  """All that go through the layers of ``model``."""
+  through = _through(model, sizes)
+  return through.batch * math.prod(through.grid)
+
+
+def _through(model: One4D, sizes: Sizes) -> Sizes:
+  """What the layers of ``model`` work on."""
+  frames, rows, columns = sizes.grid
+  return sizes._replace(batch=model.sequences * sizes.batch, grid=(frames, rows, model.tokens_per_place * columns))
+
+
+def _ends(cfg: DiTConfig, kind: str, sizes: Sizes) -> list[_Product]:
+  """From latents to tokens and back."""
+  both = lambda product, rgb, xyz: [product(cfg, sizes, repeats=n) for n in (rgb, xyz)]
+  if kind == 'channel_concat':
+    one = cfg.in_channels + cfg.out_channels
+    return [_patch(dataclasses.replace(cfg, in_channels=one), sizes, repeats=1), *both(_head, 1, 2)]
+  if kind == 'spatial_concat':
+    return [*both(_patch, 0, 0), *both(_head, 1, 1)]
+  if kind == 'full':
+    return [*both(_patch, 1, 1), *both(_head, 2, 2)]
+  return [*both(_patch, 0, 1), *both(_head, 1, 1)]
 
 
 _OF_CONTEXT = ('cross_k', 'cross_v', 'cross_k_img', 'cross_v_img')
@@ -108,11 +137,12 @@ def _attention(cfg: DiTConfig, sizes: Sizes) -> list[_Product]:
   return [_product('attention', rows, cfg.width, 2 * keys, repeats=2) for keys in (tokens, sizes.text, sizes.image)]
 
 
-def _context(cfg: DiTConfig, sizes: Sizes, *, repeats: int) -> list[_Product]:
+def _context(cfg: DiTConfig, sizes: Sizes, *, repeats: int, first: int) -> list[_Product]:
+  """Text, image and timestep; ``first`` are the repeats of the products that read what an encoder gives."""
   d, width = cfg.width, cfg.image_width
   rows = [
-    *((sizes.text, din, d, repeats) for din in (cfg.text_width, d)),
-    *((sizes.image, width, dout, repeats) for dout in (width, d)),
+    *((sizes.text, din, d, n) for din, n in ((cfg.text_width, first), (d, repeats))),
+    *((sizes.image, width, dout, n) for dout, n in ((width, first), (d, repeats))),
     (1, cfg.freq_width, d, min(repeats, 1)),  # before it lies the timestep
     *((1, d, dout, repeats) for dout in (d, 6 * d)),
   ]

@@ -224,8 +224,12 @@ class FlowStage(Stage):
     latent = batch['z'].shape[2:] if 'z' in batch else ((F - 1) // 4 + 1, H // 8, W // 8, config.vae.latent_channels)
     grid = dit.token_grid(config.dit, latent)
     sizes = flops.Sizes(count, grid, config.dit.text_len, config.image.tokens)
-    step = self.operations(sizes).step
-    return {'samples': count, 'tokens': count * self.branches * math.prod(grid), 'flops': sum(step.values())}
+    tokens, operations = self.counted(sizes)
+    return {'samples': count, 'tokens': tokens, 'flops': sum(operations.step.values())}
+
+  def counted(self, sizes: flops.Sizes) -> tuple[int, flops.Count]:
+    """Tokens and operations of a step."""
+    raise NotImplementedError
 
   def trained(self, params: dict) -> dict[str, dict]:
     """The parts of a bundle that ``params`` are, adapters among them."""
@@ -310,10 +314,9 @@ class BaseStage(FlowStage):
   """The RGB model that stands for Wan at this size; trains its text and image encoders along."""
 
   PARTS = ('base', 'text', 'image')
-  branches = 1
 
-  def operations(self, sizes):
-    return flops.base(self.bundle.config.dit, sizes)
+  def counted(self, sizes):
+    return sizes.batch * math.prod(sizes.grid), flops.base(self.bundle.config.dit, sizes)
 
   @property
   def frozen(self):
@@ -360,10 +363,9 @@ class BaseStage(FlowStage):
 class One4DStage(FlowStage):
   """Adapters over the frozen base; the mean of both modalities' losses, XYZ where its target is known."""
 
-  branches = 2
-
-  def operations(self, sizes):
-    return flops.one4d(self.bundle.config.dit, self.bundle.config.adapters, sizes)
+  def counted(self, sizes):
+    config = self.bundle.config
+    return flops.tokens(self.bundle.model, sizes), flops.one4d(config.dit, config.adapters, sizes)
 
   @property
   def frozen(self):
@@ -394,10 +396,11 @@ class One4DStage(FlowStage):
     """The norm of every control link; they start at zero."""
     if 'links' not in params:
       return {}
+    model = self.bundle.model
     whole = NamedSharding(params['links'].sharding.mesh, PartitionSpec())
     norms = np.asarray(jax.jit(_link_norms, out_shardings=whole)(params['links']))
-    names = ('rgb_from_xyz', 'xyz_from_rgb')
-    layers = self.bundle.config.adapters.link_layers
+    names = [f'{MODALITIES[into]}_from_{MODALITIES[1 - into]}' for into in model.linked]
+    layers = model.adapters.link_layers
     return {f'link/{n}/{layer}': float(norms[k, m]) for k, layer in enumerate(layers) for m, n in enumerate(names)}
 
 

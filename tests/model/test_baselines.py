@@ -1,6 +1,8 @@
 """The models that One4D is compared with: where each starts, what RGB and XYZ know of each other, its size."""
 
+import dataclasses
 import functools
+import json
 
 import flax.linen as nn
 import jax
@@ -8,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from one4d_jax.errors import CheckpointError
+from one4d_jax.model import bundle as bundles
 from one4d_jax.model import dlc
 from one4d_jax.model.baselines import MODELS
 from one4d_jax.model.one4d import AdapterConfig
@@ -18,7 +22,7 @@ from one4d_jax.wan.config import DiTConfig
 
 TINY = DiTConfig(width=48, ffn_width=80, heads=4, layers=3, text_width=24, image_width=20, freq_width=16)
 ADAPTERS = AdapterConfig(rank=4, alpha=2.0, targets='self_q|cross_v|ffn_out', link_layers=(0, 2))
-BRANCHES = ['dlc', 'shared_lora', 'no_links', 'rgb_to_xyz', 'xyz_to_rgb']
+BRANCHES = ['dlc', 'shared_lora', 'no_links', 'rgb_to_xyz', 'xyz_to_rgb', 'full']
 named = pytest.mark.parametrize('name', MODELS)
 
 
@@ -147,6 +151,7 @@ KNOWS = {
   'no_links': [[True, False], [False, True]],
   'rgb_to_xyz': [[True, False], [True, True]],
   'xyz_to_rgb': [[True, True], [False, True]],
+  'full': [[True, True], [True, True]],
 }
 
 
@@ -185,6 +190,7 @@ COUNTS = {
   'no_links': 718_274_560 + 742_400,
   'rgb_to_xyz': 718_274_560 + 131_072_000 + 742_400,
   'xyz_to_rgb': 718_274_560 + 131_072_000 + 742_400,
+  'full': 16_394_878_784 + 262_144_000 + 742_400,
 }
 
 
@@ -198,3 +204,26 @@ def test_parameter_counts_at_full_size(name):
     assert isinstance(leaf, nn.LogicallyPartitioned) and len(leaf.names) == leaf.value.ndim
     assert leaf.value.dtype == jnp.float32 and leaf.value.size  # checkpoints hold no empty arrays
     assert {name for name in leaf.names if name} <= set(rules.STORED)
+
+
+@named
+def test_a_bundle_holds_the_model_of_its_kind(name, tmp_path):
+  sizes = dataclasses.replace(bundles.WAN, dit=TINY, adapters=dataclasses.replace(ADAPTERS, kind=name))
+  bundles.save(bundles.Bundle({'adapters': adapters(name)}, sizes, {}), tmp_path / 'bundle')
+  found = bundles.load(tmp_path / 'bundle')
+  due = jax.eval_shape(found.model.init_adapters, jax.random.key(0), base())
+  assert type(found.model) is type(model(name))
+  assert jax.tree.map(jnp.shape, found.params['adapters']) == jax.tree.map(jnp.shape, nn.unbox(due))
+
+
+def test_kinds_of_bundles_that_are_older_or_newer(tmp_path):
+  bundles.save(bundles.Bundle({}, bundles.WAN, {}), tmp_path / 'bundle')
+  path = tmp_path / 'bundle' / 'bundle.json'
+  description = json.loads(path.read_text())
+  assert description['sizes']['adapters'].pop('kind') == 'dlc'
+  path.write_text(json.dumps(description))
+  assert bundles.load(tmp_path / 'bundle').config == bundles.WAN
+  description['sizes']['adapters']['kind'] = 'dual'
+  path.write_text(json.dumps(description))
+  with pytest.raises(CheckpointError, match="model 'dual'; this version has dlc, channel_concat"):
+    bundles.load(tmp_path / 'bundle')

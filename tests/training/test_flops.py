@@ -1,5 +1,6 @@
 """The formula against XLA's own count of what it compiled, and against figures that are known."""
 
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -7,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from one4d_jax.model.one4d import AdapterConfig, One4D
+from one4d_jax.model import baselines
+from one4d_jax.model.one4d import AdapterConfig
 from one4d_jax.model.umc import Condition
 from one4d_jax.training import flops
 from one4d_jax.wan import dit
@@ -23,41 +25,43 @@ SIZES = flops.Sizes(batch=2, grid=(3, 8, 8), text=96, image=65)
 
 f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
 TEXT, IMAGE = f32(2, 96, 256), f32(2, 65, 128)
-MODEL = One4D(CFG, ADAPTERS, dit.FLOAT32, 'none')
 
 
 def counted(function, *args) -> float:
-  return jax.jit(function).lower(*args).compile().cost_analysis()['flops']
-
-
-def trees() -> tuple[dict, dict]:
-  key = jax.random.key(0)
-  base = jax.eval_shape(lambda: nn.unbox(MODEL.init_base(key)))
-  return base, jax.eval_shape(lambda base: nn.unbox(MODEL.init_adapters(key, base)), base)
+  quick = {'xla_backend_optimization_level': 0}  # the program counted is the same
+  return jax.jit(function, compiler_options=quick).lower(*args).compile().cost_analysis()['flops']
 
 
 def velocity(base, x, text, image):
   return dit.velocity(CFG, base, x, jnp.ones(2), text, image, precision=dit.FLOAT32, policy='none')
 
 
-def one4d(base, adapters, z, text, image):
-  condition = Condition(jnp.ones((2, *LATENT, 16)), jnp.ones((2, *LATENT, 4)), text, image)
-  return MODEL.velocity(base, adapters, z, jnp.ones(2), condition)
-
-
 squared = lambda f: lambda *args: jnp.square(f(*args)).mean()
 
 
-@pytest.mark.parametrize('what', ['forward', 'step'])
-@pytest.mark.parametrize('model', ['base', 'one4d'])
-def test_xla_counts_the_same(model, what):
-  base, adapters = trees()
-  if model == 'base':
+@pytest.mark.parametrize(
+  ('kind', 'what'),
+  [
+    *((kind, 'forward') for kind in ('base', 'dlc', 'channel_concat', 'spatial_concat')),
+    *((kind, 'step') for kind in ('base', *baselines.MODELS)),
+  ],
+)
+def test_xla_counts_the_same(kind, what):
+  adapters = dataclasses.replace(ADAPTERS, kind='dlc' if kind == 'base' else kind)
+  model, key = baselines.build(CFG, adapters, dit.FLOAT32, 'none'), jax.random.key(0)
+  base = jax.eval_shape(lambda: nn.unbox(model.init_base(key)))
+  if kind == 'base':
     function, args, trained = velocity, (base, f32(2, *LATENT, 36), TEXT, IMAGE), (0, 2, 3)
     count = flops.base(CFG, SIZES)
   else:
-    function, args, trained = one4d, (base, adapters, f32(2, 2, *LATENT, 16), TEXT, IMAGE), 1
-    count = flops.one4d(CFG, ADAPTERS, SIZES)
+
+    def function(base, adapters, z, text, image):
+      condition = Condition(jnp.ones((2, *LATENT, 16)), jnp.ones((2, *LATENT, 4)), text, image)
+      return model.velocity(base, adapters, z, jnp.ones(2), condition)
+
+    fresh = jax.eval_shape(lambda base: nn.unbox(model.init_adapters(key, base)), base)
+    args, trained = (base, fresh, f32(2, 2, *LATENT, 16), TEXT, IMAGE), 1
+    count = flops.one4d(CFG, adapters, SIZES)
   if what == 'step':
     function = jax.grad(squared(function), argnums=trained)
   expected = sum(getattr(count, what).values())
@@ -84,6 +88,17 @@ def test_adapters_count_where_they_are():
   rows = 2 * 2 * 192  # branches, batch, tokens
   assert count.forward['lora'] == 2 * 2 * rows * 32 * (512 + 512) and count.forward['links'] == 0
   assert flops.one4d(CFG, ADAPTERS, SIZES).forward['links'] == 2 * rows * 512 * 512
+
+
+@pytest.mark.parametrize(('kind', 'tokens', 'attention'), [('channel_concat', 1, 1 / 2), ('spatial_concat', 2, 2)])
+def test_models_of_one_sequence_against_one4d(kind, tokens, attention):
+  """At the paper's size, where most of attention is between tokens of the video."""
+  cfg, sizes = DiTConfig(), flops.Sizes(1, (21, 22, 39), 512, 257)
+  one, two = (flops.one4d(cfg, AdapterConfig(kind=name), sizes) for name in (kind, 'dlc'))
+  assert one.forward['attention'] / two.forward['attention'] == pytest.approx(attention, rel=0.05)
+  assert one.forward['links'] == 0
+  assert flops.tokens(baselines.build(cfg, AdapterConfig(kind=kind)), sizes) == tokens * math.prod(sizes.grid)
+  assert flops.tokens(baselines.build(cfg, AdapterConfig()), sizes) == 2 * math.prod(sizes.grid)
 
 
 def test_more_samples_cost_as_many_times_more():
