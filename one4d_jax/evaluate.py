@@ -4,10 +4,15 @@ Scores the embedded weights (or ``--weights``), or what another method has writt
 one code path. The procedural benchmark needs no ``--root``; beside the model it has two methods that must be worse, the
 mean pointmap of the training clips, and the same model before its adapters were trained. Every sequence is saved when
 it is done, so an interrupted evaluation continues where it stopped.
+
+``--config configs/eval.py:table5`` makes the runs of one of the paper's tables and prints them beside its numbers;
+``--export-vbench DIR`` makes videos of single images and lets VBench score them; ``--compare A B`` makes a page of two
+runs or more.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -19,7 +24,7 @@ from tqdm import tqdm
 from one4d_jax import cli, config
 from one4d_jax.data.scenes import GENERATOR_VERSION
 from one4d_jax.errors import ConfigError, DataError
-from one4d_jax.evaluation import benchmarks, methods, predictions, report, score, video
+from one4d_jax.evaluation import benchmarks, methods, page, paper, predictions, preview, report, score, tables, video
 from one4d_jax.evaluation.benchmarks import EvalConfig
 from one4d_jax.evaluation.protocol import Protocol
 from one4d_jax.evaluation.sequence import Listed
@@ -29,12 +34,20 @@ from one4d_jax.model import bundle as bundles
 def parser() -> argparse.ArgumentParser:
   """The command line."""
   p = argparse.ArgumentParser('python -m one4d_jax.evaluate', description=__doc__.split('\n\n')[0])
-  cli.add_config(p, required=True)
+  cli.add_config(p)
+  p.add_argument('--compare', nargs='+', metavar='DIR', help='a page about two runs or more, instead of a run')
+  p.add_argument(
+    '--export-vbench', metavar='DIR', help='videos of single images, as VBench reads them, instead of a run'
+  )
   made = p.add_mutually_exclusive_group()
-  made.add_argument('--weights', '--checkpoint', metavar='DIR', help='a bundle; default: the embedded tiny model')
+  made.add_argument(
+    '--weights', '--checkpoint', nargs='+', metavar='DIR', help='a bundle; default: the embedded tiny model'
+  )
   made.add_argument('--predictions', metavar='DIR', help="another method's: a folder for each sequence")
-  p.add_argument('--root', metavar='DIR', help='where the benchmark was unpacked; the procedural one needs none')
-  p.add_argument('--out', metavar='DIR', default='runs/eval', help='rows, tables, plots (default: %(default)s)')
+  p.add_argument(
+    '--root', metavar='DIR', help='where the benchmark was unpacked, for a table all of them; the procedural needs none'
+  )
+  p.add_argument('--out', metavar='DIR', help='rows, tables, plots (default: runs/eval or, of --compare, runs/compare)')
   return p
 
 
@@ -104,14 +117,16 @@ def evaluate(
         row = json.loads(path.read_text())
       else:
         predict = predict or make()
-        row, whole = _row(sequence, predict, protocol, cfg)
+        row, whole = _row(sequence, predict, protocol, cfg, keep=functools.partial(preview.keep, out, method))
         if whole:
           report.write_json(path, row)
       rows[method].append(row)
   weight = protocol.depth_weight
   by = f'weights {bundle.name} ({bundle.hash[:12]})' if foreign is None else f'predictions in {foreign.name}'
   notes = [protocol.about, f'{len(listed)} sequences; {describe(protocol)}; {by}.', *_task(cfg, foreign)]
-  report.write_json(out / 'report.json', run | {'pooled': report.summary(rows, depth_weight=weight), 'rows': rows})
+  about = {} if bundle is None else {'weights_name': bundle.name, 'train_steps': paper.train_steps(bundle.record)}
+  pooled = report.summary(rows, depth_weight=weight)
+  report.write_json(out / 'report.json', run | about | {'pooled': pooled, 'rows': rows})
   text = report.markdown(f'Benchmark: {cfg.benchmark}', rows, notes, depth_weight=weight)
   report.write(out / 'report.md', text)
   for name, picture in report.plots(rows).items():
@@ -138,8 +153,10 @@ def _task(cfg: EvalConfig, foreign) -> list[str]:
   return [f'Task: {cfg.task}{share}; {"true captions where there are any" if cfg.prompt else "no prompts"}.']
 
 
-def _row(sequence: Listed, predict: Callable, protocol: Protocol, cfg: EvalConfig) -> tuple[dict, bool]:
-  """The row, and whether it is for good: what lacks files is tried again by the next run."""
+def _row(
+  sequence: Listed, predict: Callable, protocol: Protocol, cfg: EvalConfig, *, keep: Callable
+) -> tuple[dict, bool]:
+  """The row, and whether it is for good: what lacks files is tried again by the next run. ``keep`` saves pictures."""
   start = time.perf_counter()
   try:
     truth = sequence.open()
@@ -148,16 +165,44 @@ def _row(sequence: Listed, predict: Callable, protocol: Protocol, cfg: EvalConfi
     return score.absent(sequence.name, sequence.group, protocol, str(error)), False
   made = time.perf_counter()
   row = score.score(truth, found, protocol, lpips=cfg.lpips)
+  keep(truth, found, row)
   return row | {'seconds': {'predict': made - start, 'score': time.perf_counter() - made}}, not truth.lacks
 
 
+def _table(
+  cfg: EvalConfig, out: pathlib.Path, *, videos: bool, weights: list[str | None], root: pathlib.Path | None
+) -> pathlib.Path:
+  """The file of one of the paper's tables; that of ``videos`` is made by exporting them to ``out``."""
+  if not videos:
+    return tables.run(cfg, out, weights=weights, root=root, evaluate=evaluate)
+  bundle = bundles.load(weights[0])
+  run = {'config': dataclasses.asdict(cfg), 'weights': bundle.hash, 'generator': GENERATOR_VERSION}
+  claim(out, json.loads(json.dumps(run)))
+  return tables.run_vbench(cfg, out, bundle=bundle, root=root)
+
+
 def main(args: argparse.Namespace) -> None:
+  if args.compare is not None:
+    print(*page.write(args.compare, pathlib.Path(args.out or 'runs/compare')), sep='\n')
+    return
+  if args.config is None:
+    raise ConfigError('give --config FILE:PRESET, such as configs/eval.py:procedural, or --compare DIR DIR; see --help')
   cfg = load_config(args.config, args.overrides)
-  out = pathlib.Path(args.out)
+  out = pathlib.Path(args.export_vbench or args.out or 'runs/eval')
   root, foreign = (None if path is None else pathlib.Path(path) for path in (args.root, args.predictions))
+  weights = args.weights or [None]
+  videos = args.export_vbench is not None or cfg.table == 'table2'
+  if len(weights) > 1 and (videos or not cfg.table or not paper.load(cfg.table).by_steps):
+    raise ConfigError(f'--weights names {len(weights)} bundles; only a table by training steps, table6, takes several')
+  if videos or cfg.table:
+    if foreign is not None:
+      raise ConfigError('a table and --export-vbench take --weights; score predictions by one benchmark after another')
+    path = _table(cfg, out, videos=videos, weights=weights, root=root)
+    print(f'{path.read_text()}\n{path}')
+    return
   if foreign is not None and not foreign.is_dir():
     raise DataError(f'{foreign} does not exist; --predictions takes a folder with a folder for each sequence')
-  loaded = bundles.load(args.weights) if foreign is None else None
+  loaded = bundles.load(weights[0]) if foreign is None else None
   rows = evaluate(cfg, out, bundle=loaded, foreign=foreign, root=root)
   print((out / 'report.md').read_text())
   skipped = sum(bool(row['skipped']) for some in rows.values() for row in some)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from one4d_jax.data import render
 from one4d_jax.data.clip import Clip
 from one4d_jax.errors import ConfigError, DataError
+from one4d_jax.evaluation import paper, recorded, scannet, sintel
 from one4d_jax.evaluation import protocol as protocols
-from one4d_jax.evaluation import recorded, scannet, sintel
 from one4d_jax.evaluation.alignment import ALIGNMENTS
 from one4d_jax.evaluation.protocol import Protocol
 from one4d_jax.evaluation.sequence import Listed, Truth
@@ -32,6 +32,7 @@ class EvalConfig:
   """One benchmark. A zero or empty sampling value means the one that the weights were made for."""
 
   benchmark: str = 'procedural'  # see protocols/
+  table: str = ''  # of the paper: its benchmarks and settings take the place of those here
   methods: tuple[str, ...] = ('model', 'mean', 'untrained')  # without --predictions
   sequences: tuple[str, ...] = ()  # of the protocol; empty: all
   align: tuple[str, ...] = ()  # of depth; empty: the protocol's
@@ -61,6 +62,8 @@ class EvalConfig:
         problems.append(f'methods names {name!r}; choose from {", ".join(METHODS)}')
       elif name in EXACT and self.benchmark != 'procedural':
         problems.append(f'method {name!r} needs the exact pointmaps of the procedural benchmark')
+    if self.table and self.table not in paper.names():
+      problems.append(f'table={self.table!r} must be one of {", ".join(paper.names())}, or empty')
     if not self.methods:
       problems.append(f'methods must name some of {", ".join(METHODS)}')
     if self.clips < 1 or self.train_clips < 1 or not (self.levels and self.train_levels):

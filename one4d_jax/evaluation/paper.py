@@ -68,6 +68,11 @@ class PaperTable:
     """Those of the columns, in their order."""
     return list(dict.fromkeys(column.benchmark for column in self.columns))
 
+  @property
+  def by_steps(self) -> bool:
+    """Whether some rows need weights of their own, trained for fewer steps."""
+    return any(row.train_steps is not None for row in self.rows)
+
 
 def _pinned() -> dict[str, Any]:
   return json.loads((pathlib.Path(__file__).parent / 'paper.json').read_text())

@@ -26,6 +26,7 @@ class Oracle:
   name: str = 'oracle'
   hash: str = '0123456789abcdef'
   config = types.SimpleNamespace(**SIZE)
+  record = types.MappingProxyType({})
 
   def untrained(self):
     return Oracle(trained=False)
