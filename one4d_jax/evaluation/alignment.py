@@ -6,8 +6,8 @@
   adam_1e-4_1000    Adam on sum |s p + t - g| from (med g / med p, 0): step size 1e-4, 1000 steps (MonST3R, CUT3R)
   adam_1e-2_5000    the same with 1e-2 and 5000 (Geo4D)
 
-The Adam variants are what published tables were made with, and are not the minimum that they descend to: a step of Adam
-moves s and t by at most about its step size, so that the first ends within 0.1 of where it starts, however far the
+The Adam variants are what published tables were made with, and are not the minimum that they descend to: a step of
+Adam moves s and t by about its step size, so that the first ends a tenth or two from where it starts, however far the
 minimum is. NumPy float64, Adam in JAX float32 as published.
 """
 

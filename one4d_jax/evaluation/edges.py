@@ -1,7 +1,7 @@
 """Do geometry and colours of a generated video belong together? Where geometry breaks, colours should change.
 
-  geometry edges   pixels whose depth differs from that of a neighbour by more than 10%, or whose normal differs from a
-                   neighbour's by more than 30 degrees
+  geometry edges   neighbours whose depths differ by more than 10%, and, away from those, neighbours between which the
+                   normal turns by more than 30 degrees within three pixels: the reach of the differences it is made of
   colour edges     of each frame, the tenth of its pixels with the largest Sobel gradient of luma (none without any)
   hit              share of geometry edges that have a colour edge within one pixel
   chance           the same for any pixel: what edges in arbitrary places would hit
@@ -46,15 +46,25 @@ def geometry_edges(
   v, u = np.mgrid[: z.shape[0], : z.shape[1]] + 0.5
   points = np.stack([(u - K[0, 2]) / K[0, 0] * z, (v - K[1, 2]) / K[1, 1] * z, z], axis=-1)
   normal = np.cross(np.gradient(points, axis=1), np.gradient(points, axis=0))
+  broken, bent = np.zeros(z.shape, bool), np.zeros(z.shape, bool)
   with np.errstate(invalid='ignore', divide='ignore'):
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
-    found = np.zeros(z.shape, bool)
-    for a, b in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-      jump = np.maximum(z[a], z[b]) > (1 + JUMP) * np.minimum(z[a], z[b])
-      bend = (normal[a] * normal[b]).sum(axis=-1) < np.cos(np.radians(ANGLE))
-      found[a] |= jump | bend
-      found[b] |= jump | bend
-  return found
+    for axis in (0, 1):
+      part = lambda array, start, stop, axis=axis: np.moveaxis(array, axis, 0)[start : stop or None]
+      jump = np.maximum(part(z, 0, -1), part(z, 1, 0)) > (1 + JUMP) * np.minimum(part(z, 0, -1), part(z, 1, 0))
+      _mark(part(broken, 0, -1), part(broken, 1, 0), jump)
+    normal[broken] = np.nan  # a difference across a break is none of a surface
+    for axis in (0, 1):
+      part = lambda array, start, stop, axis=axis: np.moveaxis(array, axis, 0)[start : stop or None]
+      turn = (part(normal, 0, -3) * part(normal, 3, 0)).sum(axis=-1) < np.cos(np.radians(ANGLE))
+      _mark(part(bent, 1, -2), part(bent, 2, -1), turn)
+  return broken | bent
+
+
+def _mark(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> None:
+  """Both of the neighbours, which are views."""
+  a |= where
+  b |= where
 
 
 def colour_edges(rgb: Float[np.ndarray, 'h w 3']) -> Bool[np.ndarray, 'h w']:
