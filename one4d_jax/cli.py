@@ -31,7 +31,7 @@ def run(
     if '--debug' in argv:
       raise
     print(f'error: {one_line(error)}', file=sys.stderr)
-    return 2
+    return getattr(error, 'status', 2)
   return 0
 
 

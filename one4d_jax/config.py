@@ -301,6 +301,14 @@ def sizes(config: Config) -> Sizes:
   )
 
 
+def with_sizes(config: Config, found: Sizes) -> Config:
+  """``config`` for the networks, clips and defaults of sampling that a bundle says of itself."""
+  take = lambda section: dataclasses.replace(
+    section, **{f.name: getattr(found, f.name) for f in dataclasses.fields(section) if hasattr(found, f.name)}
+  )
+  return dataclasses.replace(config, model=take(config.model), data=take(config.data), sample=take(config.sample))
+
+
 def to_json(config: Any) -> str:
   """A dataclass as readable JSON; ``from_dict(json.loads(…))`` gives it back."""
   return json.dumps(dataclasses.asdict(config), indent=2)

@@ -4,6 +4,8 @@
 class UserError(ValueError):
   """Something the user gave is wrong: the message names the value and the way out."""
 
+  status = 2  # with which a command ends
+
 
 class ConfigError(UserError):
   """An unknown preset or key, or values that do not fit together."""

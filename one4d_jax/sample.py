@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument('--solver', choices=SOLVERS, help=own)
   p.add_argument('--mesh', metavar='AXES', help="spread one scene over this machine's devices, as in "
                  'cfg=2,modality=2,sequence=2; default: one device')  # fmt: skip
+  p.add_argument('--no-plan-check', action='store_true', help='begin even if the memory cannot suffice')
   p.add_argument('--process', metavar='I/N', help='of a list: take every N-th scene from the I-th on (default: as JAX '
                  'says)')  # fmt: skip
   p.add_argument('--strict', action='store_true', help='of a list: stop at a scene that cannot be made')
@@ -83,17 +84,22 @@ def main(args: argparse.Namespace) -> None:
   print(*paths, sep='\n')
 
 
-def load_bundle(path, mesh: str | None = None):
-  """The networks of a folder, on one device or on a mesh. Imports JAX."""
+def load_bundle(path, mesh: str | None = None, *, plan_check: bool = True):
+  """The networks of a folder, on one device or on a mesh, unless a scene could not fit there. Imports JAX."""
   from one4d_jax.model import bundle
   from one4d_jax.parallel import load
+  from one4d_jax.planning import guard
 
+  if plan_check:
+    guard.check_scene(path, mesh)
   return load.load_bundle(path, mesh) if mesh else bundle.load(path)
 
 
 def loader(args: argparse.Namespace) -> Callable:
-  """``load_bundle`` on the mesh that was asked for."""
-  return functools.partial(load_bundle, mesh=args.mesh) if args.mesh else load_bundle
+  """``load_bundle`` as it was asked for."""
+  options = {'mesh': args.mesh} if args.mesh else {}
+  options |= {'plan_check': False} if args.no_plan_check else {}
+  return functools.partial(load_bundle, **options) if options else load_bundle
 
 
 def produce(

@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
   cli.add_config(p, default='configs/one4d.py')
   p.add_argument('--workdir', metavar='DIR', help='checkpoints, metrics, pictures, export; default: from the config')
   p.add_argument('--resume', action='store_true', help='stop unless the workdir holds a checkpoint to go on from')
+  p.add_argument('--no-plan-check', action='store_true', help='begin even if the memory cannot suffice')
   distributed.add_flags(p)
   return p
 
@@ -33,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
   require_inputs(config)
   with distributed.start(args), Interrupt() as interrupt:
     workdir.mkdir(parents=True, exist_ok=True)
-    train(config, workdir, interrupt, must_resume=args.resume)
+    train(config, workdir, interrupt, must_resume=args.resume, plan_check=not args.no_plan_check)
 
 
 def require_inputs(config) -> None:
@@ -85,7 +86,7 @@ def require_set(folder: pathlib.Path) -> None:
     )
 
 
-def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False) -> None:
+def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False, plan_check: bool = True) -> None:
   import jax
   from tqdm import tqdm
 
@@ -97,6 +98,7 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
   from one4d_jax.parallel import load
   from one4d_jax.parallel import mesh as meshes
   from one4d_jax.parallel.layout import MeshLayout, batch_sharding, check_batch, rows
+  from one4d_jax.planning import guard
   from one4d_jax.training import flops, latents, metrics
   from one4d_jax.training.checkpoint import Checkpoints, difference
   from one4d_jax.training.journal import Journal
@@ -126,6 +128,9 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
   check_batch(mesh, settings.batch, heads=before.config.dit.heads, attention=config.parallel.attention)
   weights_hash = before.hash + '-int8' * config.model.int8
   say(f'{settings.stage}: {workdir}, weights {weights_hash or "none"}, {meshes.describe(mesh)}')
+
+  if plan_check and settings.stage == 'one4d':
+    guard.check('train', configs.with_sizes(config, before.config), config.parallel.mesh, jax.devices())
 
   # -- Data, parameters, optimizer ---------------------------------------------------------------------------------
   with distributed.main_first():  # it may have data to render and to encode

@@ -1,0 +1,165 @@
+"""Memory of a device by what it is for, computed in seconds without a compiler.
+
+What lies there before a program runs is exact: shapes and shardings of the real program. What the program adds is a
+model with few terms, each with its reason; its factors were fitted to programs compiled for GPUs and TPUs, and
+docs/planning.md holds the model against those and others.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+from one4d_jax.planning import programs
+from one4d_jax.planning.hardware import GIB
+from one4d_jax.training import flops
+
+ERROR = 0.15  # of the peak: how far the model may be off
+
+
+class _Factors(NamedTuple):
+  """How many arrays of a size are alive at once at the fullest moment."""
+
+  width: float  # [rows, width] in 2 bytes, in the backward pass of a layer
+  ffn: float  # [rows, ffn_width] in 2 bytes, there
+  adapters: float  # float32 copies of a device's share: gradients, their sum, adapters with LoRA's scale folded in
+  kept: tuple[float, float]  # [rows, width] and [rows, ffn_width] of a layer that is kept whole (remat none)
+  forward: float  # [rows, width] in a forward pass
+  decode: float  # [frames of a chunk, H, W, VAE width] float32, decoding a video
+  encode: float  # the same, encoding
+
+
+_FACTORS = {
+  'gpu': _Factors(width=24.5, ffn=4.1, adapters=3.0, kept=(42.0, 6.0), forward=9.5, decode=9.0, encode=6.0),
+  'tpu': _Factors(width=15.0, ffn=4.1, adapters=3.0, kept=(42.0, 6.0), forward=9.0, decode=9.0, encode=6.0),
+}
+_CHUNK = 16  # frames that the VAE works on at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes of one device by what they are for, and of its host."""
+
+  parts: dict[str, int]  # base, adapters, optimizer, encoders, batch, gradients, activations, temporaries
+  host: int  # pinned memory of the host, per device
+
+  @property
+  def peak(self) -> int:
+    return sum(self.parts.values())
+
+  @property
+  def resident(self) -> int:
+    """Held from beginning to end, known exactly."""
+    return sum(self.parts[name] for name in ('base', 'adapters', 'optimizer', 'encoders', 'batch'))
+
+  @property
+  def least(self) -> float:
+    """The peak if the model is as far too high as it may be."""
+    return max(self.resident, (1 - ERROR) * self.peak)
+
+
+def memory(task: str, config, mesh: str, devices: int, *, platform: str) -> Memory:
+  """Of the fullest moment of a task.
+
+  Args:
+    mesh: as ``parallel.mesh`` of the configuration.
+    platform: 'gpu' or 'tpu'.
+
+  Raises:
+    ConfigError: a mesh, batch or stage that does not go.
+  """
+  where = programs.abstract_mesh(mesh, devices)
+  factors = _FACTORS[platform]
+  if task == 'encode':
+    found = programs.programs(task, config, where)
+    return max((_encode(name, program, config, factors) for name, program in found.items()), key=lambda m: m.peak)
+  held = _resident(task, config, mesh, devices)
+  return _train(held, config, where, factors) if task == 'train' else _sample(held, config, where, factors)
+
+
+def _resident(task: str, config, mesh: str, devices: int) -> dict[str, int]:
+  """Bytes that lie on a device by part. Weights do not depend on clips and remat, and are looked at once for all."""
+  where = programs.abstract_mesh(mesh, devices)
+  inputs = programs.samples(config, where) if task == 'train' else programs.request(config, where)
+  model = dataclasses.replace(config.model, remat='block')
+  same = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, frames=5, height=16, width=16))
+  return _weights(task, same, mesh, devices) | {'batch': programs.held(inputs)}
+
+
+@functools.lru_cache(maxsize=256)
+def _weights(task: str, config, mesh: str, devices: int) -> dict[str, int]:
+  [program] = programs.programs(task, config, programs.abstract_mesh(mesh, devices)).values()
+  return dict.fromkeys(('base', 'adapters', 'optimizer', 'encoders'), 0) | programs.resident(program)
+
+
+def rows(config, mesh, samples: float) -> float:
+  """Tokens of all samples and branches that a device works on."""
+  sequences = programs.model(config).sequences
+  tokens = flops.tokens(programs.model(config), programs.clip(config)) / sequences
+  return samples * sequences / mesh.shape['modality'] * math.ceil(tokens / mesh.shape['sequence'])
+
+
+def _layer(config, mesh) -> int:
+  """Bytes of the weights that are gathered while a layer computes: its own and the next one's."""
+  spread = math.prod(mesh.shape[axis] for axis in ('fsdp', 'sequence', 'modality', 'cfg'))
+  dit = config.model.dit
+  kernels = 8 * dit.width**2 + 2 * dit.width * dit.ffn_width
+  return 2 * 2 * kernels // mesh.shape['tensor'] if spread > 1 else 0
+
+
+def _train(held: dict[str, int], config, mesh, factors: _Factors) -> Memory:
+  dit, policy, settings = config.model.dit, config.model.remat, config.train
+  parts = math.prod(mesh.shape[axis] for axis in ('data', 'fsdp'))
+  tokens, tensor = rows(config, mesh, settings.batch / parts), mesh.shape['tensor']
+  unit = 2 * tokens * dit.width
+  adapters = held['adapters'] / (2 if settings.ema else 1)
+  stored = dit.layers * unit
+  statistics = 4 * dit.layers * tokens * dit.heads / tensor
+  kept = {
+    'none': factors.kept[0] * stored + factors.kept[1] * dit.layers * 2 * tokens * dit.ffn_width / tensor,
+    'block': stored,
+    'attention_saved': stored + stored / tensor + statistics,
+    'offload': 0,
+  }[policy]
+  working = factors.width * unit + factors.ffn * 2 * tokens * dit.ffn_width / tensor
+  links = 4 * 2 * len(config.model.adapters.link_layers) * dit.width**2  # their gradient, whole until it is reduced
+  gathered = _layer(config, mesh)
+  found = held | {
+    'gradients': factors.adapters * adapters + (links if gathered else 0),
+    'activations': kept,
+    'temporaries': (0 if policy == 'none' else working) + gathered,
+  }
+  return Memory(_whole(found), int(stored) if policy == 'offload' else 0)
+
+
+def _sample(held: dict[str, int], config, mesh, factors: _Factors) -> Memory:
+  dit = config.model.dit
+  both = 1 if config.sample.guidance == 1 else 2 / mesh.shape['cfg']  # with and without the prompt
+  denoise = factors.forward * 2 * rows(config, mesh, both) * dit.width + _layer(config, mesh)
+  decode = factors.decode * _pixels(config) * 2 / mesh.shape['modality'] + 2 * _video(config)
+  return Memory(_whole(held | {'gradients': 0, 'activations': 0, 'temporaries': max(denoise, decode)}), 0)
+
+
+def _encode(name: str, program, config, factors: _Factors) -> Memory:
+  held = dict.fromkeys(('base', 'adapters', 'optimizer'), 0) | programs.resident(program)
+  factor = {'vae': factors.encode, 'decode': factors.decode}.get(name, 0)
+  return Memory(_whole(held | {'gradients': 0, 'activations': 0, 'temporaries': factor * _pixels(config)}), 0)
+
+
+def _pixels(config) -> int:
+  """Bytes of the VAE's widest array: a chunk of frames at full resolution."""
+  data = config.data
+  return 4 * min(_CHUNK, data.frames) * data.height * data.width * config.model.vae.width
+
+
+def _video(config) -> int:
+  return 4 * 3 * config.data.frames * config.data.height * config.data.width
+
+
+def _whole(parts: dict[str, float]) -> dict[str, int]:
+  return {name: int(value) for name, value in parts.items()}
+
+
+def describe(bytes_: float) -> str:
+  """As people read it: ``34.6 GiB``."""
+  return f'{bytes_ / GIB:.1f} GiB'
