@@ -183,6 +183,9 @@ def _table(
 
 def main(args: argparse.Namespace) -> None:
   if args.compare is not None:
+    given = ('config', 'overrides', 'export_vbench', 'weights', 'predictions', 'root')
+    if more := [name for name in given if getattr(args, name)]:
+      raise ConfigError(f'--compare takes folders and --out alone, not {", ".join(more)}')
     print(*page.write(args.compare, pathlib.Path(args.out or 'runs/compare')), sep='\n')
     return
   if args.config is None:

@@ -103,13 +103,15 @@ def read(folders: Sequence[str]) -> list[Run]:
 
 
 def short_names(folders: Sequence[str]) -> list[str]:
-  """The last parts of paths, as many as tell them apart; equal paths get numbers."""
-  parts = [pathlib.Path(folder).absolute().parts for folder in folders]
-  for count in range(1, max(map(len, parts)) + 1):
-    names = ['/'.join(some[-count:]) for some in parts]
-    if len(set(names)) == len(names):
-      return names
-  return [f'{name} ({i + 1})' for i, name in enumerate(names)]
+  """Paths without the parts that all of them begin or end with; equal paths get numbers."""
+  parts = [list(pathlib.Path(folder).absolute().parts[1:]) or ['/'] for folder in folders]
+  if len(set(map(tuple, parts))) < len(parts):
+    return [f'{some[-1]} ({i + 1})' for i, some in enumerate(parts)]
+  for end in (-1, 0):
+    while all(len(some) > 1 for some in parts) and len({some[end] for some in parts}) == 1:
+      for some in parts:
+        some.pop(end)
+  return ['/'.join(some) for some in parts]
 
 
 def shared(runs: Sequence[Run]) -> list[str]:
@@ -159,14 +161,22 @@ def pooled(runs: Sequence[Run]) -> Table:
   names, first = shared(runs), runs[0]
   every = [(run, method, run.pool(method, names)) for run in runs for method in run.report['rows']]
   columns = _measured([row for _, _, row in every])
-  parts = [part for part in PARTS if any(row['evaluated'][part] or row['skipped'][part] for *_, row in every)]
+  counts = [_scored(row) for *_, row in every]
+  kinds = list(dict.fromkeys(kind for some in counts for kind in some))
   rows = []
-  for run, method, mine in every:
+  for (run, method, mine), scored in zip(every, counts, strict=True):
     other = method if method in first.report['rows'] else first.main
     base = None if (run, method) == (first, other) else first.pool(other, names)
-    counts = [f'{mine["evaluated"][part]} of {mine["evaluated"][part] + len(mine["skipped"][part])}' for part in parts]
-    rows.append((Cell(run.name), Cell(method), *map(Cell, counts), *(_cell(mine, base, c) for c in columns)))
-  return Table(('run', 'method', *(f'{part} of' for part in parts), *(column[2] for column in columns)), rows)
+    coverage = (Cell(scored.get(kind, '-')) for kind in kinds)
+    rows.append((Cell(run.name), Cell(method), *coverage, *(_cell(mine, base, c) for c in columns)))
+  return Table(('run', 'method', *kinds, *(column[2] for column in columns)), rows)
+
+
+def _scored(row: report.Row) -> dict[str, str]:
+  """Of how many sequences each part is scored; in one number where that is the same for all."""
+  asked = {part: row['evaluated'][part] + len(row['skipped'][part]) for part in PARTS}
+  counts = {f'{part} of': f'{row["evaluated"][part]} of {n}' for part, n in asked.items() if n}
+  return counts if len(set(counts.values())) > 1 else {'scored': next(iter(counts.values()), '0')}
 
 
 def by_sequence(runs: Sequence[Run]) -> list[tuple[str, Table]]:

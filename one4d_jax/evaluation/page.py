@@ -18,7 +18,7 @@ h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-
 p.faint, figcaption { color: #626a78; } .wide { overflow-x: auto; } table { border-collapse: collapse; }
 td, th { padding: .25rem 1rem .25rem 0; text-align: left; border-bottom: 1px solid #e3e6eb; vertical-align: top; }
 td { font-variant-numeric: tabular-nums; overflow-wrap: break-word; } th { font-weight: 600; white-space: nowrap; }
-td small { white-space: nowrap; color: #626a78; } td small.better { color: #00704f; } td small.worse { color: #b3261e; }
+td small { display: block; color: #626a78; } td small.better { color: #00704f; } td small.worse { color: #b3261e; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; align-items: start; } .plots svg { max-width: 100%; height: auto; }
 .pictures { display: grid; gap: .6rem; margin-bottom: 1.4rem; }
 .pictures { grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); }

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
+from one4d_jax import cli, evaluate
 from one4d_jax.errors import ConfigError, DataError
 from one4d_jax.evaluation import compare, plot, preview
 from one4d_jax.evaluation import page as pages
@@ -63,7 +64,7 @@ def test_means_are_over_shared_sequences_and_differences_against_the_first(two):
   assert at(0, 'Abs Rel') == compare.Cell('0.2000')
   assert at(1, 'Abs Rel') == compare.Cell('0.1500', '-0.0500', 1)  # sequence c, which the first lacks, is not in it
   assert at(1, 'ATE') == compare.Cell('0.8000', '+0.2000', -1)
-  assert at(1, 'depth of').text == '2 of 2'
+  assert at(1, 'scored').text == '2 of 2'
   assert any('1 more' in line for line in compare.notes(runs))
   (abs_rel, by_sequence), *_ = compare.by_sequence(runs)
   assert abs_rel == 'Abs Rel' and [r[0].text for r in by_sequence.rows] == ['a', 'b']
@@ -149,16 +150,26 @@ def test_a_report_of_something_else_is_named(tmp_path):
     compare.read([good, str(tmp_path / 'bad')])
 
 
-def test_names_are_as_long_as_it_takes_to_tell_them_apart():
-  assert compare.short_names(['runs/a/eval', 'runs/b/eval']) == ['a/eval', 'b/eval']
-  assert compare.short_names(['x', 'x'])[1].endswith('x (2)')
+def test_names_are_what_tells_paths_apart():
+  assert compare.short_names(['runs/a/eval', 'runs/b/eval']) == ['a', 'b']
+  assert compare.short_names(['runs/t/full/sintel', 'runs/t/full']) == ['full/sintel', 'full']
+  assert compare.short_names(['/a/b', '/b']) == ['a/b', 'b']
+  assert compare.short_names(['x', 'x']) == ['x (1)', 'x (2)']
+
+
+def test_the_command_writes_both_files_and_takes_nothing_else(two, tmp_path, capsys):
+  run = lambda *options: cli.run(evaluate.main, evaluate.parser(), ['--compare', *two, *options])
+  assert run('--out', str(tmp_path / 'out')) == 0
+  assert capsys.readouterr().out.split() == [str(tmp_path / 'out' / name) for name in ('compare.html', 'compare.md')]
+  assert run('--config', 'configs/eval.py') == 2
+  assert capsys.readouterr().err == 'error: --compare takes folders and --out alone, not config\n'
 
 
 def test_markdown_keeps_names_in_their_cells(two, tmp_path):
   text = pages.write(two, tmp_path / 'out')[1].read_text()
   lines = [line.replace('\\|', '') for line in text.splitlines() if line.startswith('|')]
   assert '<script>' not in text and 'plots/frames_abs_rel.svg' in text and '0.1500 (-0.0500)' in text
-  assert {line.count('|') for line in lines if 'script' in line} == {4, 10}  # settings and sequences; pooled
+  assert {line.count('|') for line in lines if 'script' in line} == {4, 9}  # settings and sequences; pooled
   assert (tmp_path / 'out' / 'plots' / 'frames_abs_rel.svg').is_file()
 
 
