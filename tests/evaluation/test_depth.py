@@ -44,6 +44,27 @@ def test_known_errors_without_alignment():
   assert (result.delta1, result.delta2, result.delta3) == (0.25, 0.5, 0.5)
 
 
+def test_the_cut_and_the_floor_are_the_published_ones():
+  """From above all errors see the cut; from below only those that divide by the prediction or take its logarithm."""
+  gt, pred, valid = np.array([2.0, 60.0]), np.array([-1.0, 90.0]), np.ones(2, bool)
+  result = depth.depth_metrics(pred, gt, valid, align='none', max_depth=70)
+  np.testing.assert_allclose(result.abs_rel, (3 / 2 + 10 / 60) / 2)
+  np.testing.assert_allclose(result.rmse, np.sqrt((9 + 100) / 2))
+  np.testing.assert_allclose(result.log_rmse, np.sqrt((np.log(2 / 1e-5) ** 2 + np.log(70 / 60) ** 2) / 2))
+  assert result.delta1 == 0.5
+  np.testing.assert_allclose(depth.depth_metrics(pred, gt, valid, align='none').abs_rel, (3 / 2 + 30 / 60) / 2)
+
+
+def test_curves_over_frames_are_those_of_the_one_alignment():
+  gt, valid = scene()
+  pred = gt * np.array([1.0, 1.1, 1.4])[:, None, None]
+  valid[2] = False
+  found = depth.depth_metrics(pred, gt, valid, align='none')
+  curves = depth.frame_errors(pred, gt, valid, found)
+  np.testing.assert_allclose(curves['abs_rel'][:2], [0, 0.1], atol=1e-12)
+  assert curves['abs_rel'][2] is None and curves['delta1'] == [1, 1, None]
+
+
 def test_invalid_pixels_do_not_count():
   gt, valid = scene()
   pred = np.where(valid, gt, np.nan)

@@ -135,7 +135,7 @@ def test_w_stands_first_in_their_file_and_last_in_tums_own(tmp_path):
   for name in ('pred_traj.txt', 'trajectory.tum'):
     np.testing.assert_allclose(predictions.poses(tmp_path / name), poses, atol=1e-6)
   (tmp_path / 'pred_traj.txt').write_text(rows(False))
-  assert trajectory_metrics(predictions.poses(tmp_path / 'pred_traj.txt'), poses).rpe_r > 5, 'the order matters'
+  assert trajectory_metrics(predictions.poses(tmp_path / 'pred_traj.txt'), poses).rpe_r > 1, 'the order matters'
 
 
 def test_a_scene_of_this_program_scores_as_the_same_depth_and_path(root, tmp_path):

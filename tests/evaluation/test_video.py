@@ -1,9 +1,12 @@
 """Video metrics against closed forms and scikit-image."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 
-from one4d_jax.errors import ShapeError
+from one4d_jax.errors import DataError, ShapeError
 from one4d_jax.evaluation import video
 
 
@@ -33,6 +36,59 @@ def test_ssim_equals_scikit_image():
   )
   np.testing.assert_allclose(video.ssim(pred, gt), expected, rtol=1e-6)
   assert video.ssim(gt, gt) == 1
+
+
+class Network:
+  """Stands in for the network of the lpips package, which no test can download: the mean difference, of 255."""
+
+  made = 0
+
+  def __init__(self, net, verbose):
+    assert (net, verbose) == ('alex', False)
+    Network.made += 1
+
+  def eval(self):
+    return self
+
+  def __call__(self, a, b):
+    assert a.shape == (24, 28, 3) and a.min() >= 0 and a.max() <= 255 and (a == np.round(a)).all()
+    return np.abs(a - b).mean() / 255
+
+
+@pytest.fixture
+def package(monkeypatch):
+  video.load_lpips.cache_clear()
+  module = types.SimpleNamespace(LPIPS=Network, im2tensor=lambda image: image)
+  monkeypatch.setitem(sys.modules, 'lpips', module)
+  yield module
+  video.load_lpips.cache_clear()
+
+
+def test_lpips_is_the_mean_over_frames_of_one_network(package):
+  pred, gt = pair()
+  Network.made = 0
+  found = video.lpips(pred, gt)
+  np.testing.assert_allclose(found, np.abs(pred - gt).mean() / 2, atol=2e-3)
+  assert video.lpips(gt, gt) == 0 and Network.made == 1
+
+
+def test_lpips_without_its_package_or_weights_says_what_to_do(package, monkeypatch):
+  def no_network(**_):
+    raise OSError('no route to host')
+
+  package.LPIPS = no_network
+  with pytest.raises(DataError, match=r'cannot get the weights of AlexNet \(no route to host\)'):
+    video.lpips(*pair())
+  monkeypatch.setitem(sys.modules, 'lpips', None)
+  with pytest.raises(DataError, match='pip install lpips'):
+    video.lpips(*pair())
+
+
+def test_psnr_equals_scikit_image():
+  metrics = pytest.importorskip('skimage.metrics')
+  pred, gt = pair()
+  expected = metrics.peak_signal_noise_ratio(gt.astype(float), pred.astype(float), data_range=2)
+  np.testing.assert_allclose(video.psnr(pred, gt), expected, rtol=1e-9)
 
 
 def test_mistakes_are_named():
