@@ -17,6 +17,7 @@ import importlib.util
 import json
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -146,11 +147,13 @@ def installed() -> bool:
 
 def how_to(out: pathlib.Path, *, height: int, width: int) -> str:
   """How to score an export where VBench is not installed."""
+  command = ['python', 'evaluate_i2v.py', '--mode=custom_input', '--ratio', ratio(height, width)]
+  for option, name in (('videos_path', 'videos'), ('custom_image_folder', 'images'), ('output_path', 'results')):
+    command += [f'--{option}', str(out / name)]
   return (
     f'VBench is not installed here, nothing was scored. Either install it (pip install vbench; it brings PyTorch) and '
     f'run this command again, which goes on from {out}; or in a checkout of it, which has its own environment:\n'
-    f'  python evaluate_i2v.py --mode=custom_input --ratio {ratio(height, width)} --videos_path {out / "videos"} '
-    f'--custom_image_folder {out / "images"} --output_path {out / "results"} --dimension {" ".join(DIMENSIONS)}'
+    f'  {shlex.join([*command, "--dimension", *DIMENSIONS])}'
   )
 
 

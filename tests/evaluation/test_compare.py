@@ -6,12 +6,14 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from one4d_jax import cli, evaluate
 from one4d_jax.errors import ConfigError, DataError
 from one4d_jax.evaluation import compare, plot, preview
 from one4d_jax.evaluation import page as pages
 from one4d_jax.evaluation.plot import Line
+from one4d_jax.evaluation.sequence import Prediction, Truth
 from tests.browser import block_network, colours
 
 BAD = '<script>alert(1)</script>|$x_1$'  # a name that a page, a table and a plot must show as it is
@@ -197,6 +199,22 @@ def test_pictures_show_frames_over_depth():
   assert both.shape == (160, 480, 3) and alone.shape == (80, 480, 3)
   assert (both[:80] == 200).all() and (both[80:] == alone).all()
   assert alone[40, 10, 0] > alone[40, 470, 0] and alone[40, 10, 2] < alone[40, 470, 2]  # near is red, far blue
+
+
+def test_pictures_of_a_prediction_are_kept_in_the_colours_of_the_truth(tmp_path):
+  depth = np.linspace(1, 4, 5 * 20 * 30).reshape(5, 20, 30).astype(np.float32)
+  rgb = np.full((5, 20, 30, 3), 200, np.uint8)
+  truth, row = Truth(name='a', rgb=rgb, depth=depth), {'depth': {'scale_shift': {'scale': 2.0, 'shift': 1.0}}}
+  open_ = lambda method: np.asarray(Image.open(preview.path(tmp_path, method, 'a')), int)
+  preview.keep(tmp_path, 'half', truth, Prediction(depth=(depth - 1) / 2), row)
+  assert open_('half').shape == (80, 480, 3) and open_(preview.TRUTH).shape == (160, 480, 3)
+  assert np.abs(open_('half') - open_(preview.TRUTH)[80:]).mean() < 3  # aligned, it looks like the truth
+  preview.keep(tmp_path, 'colours', truth, Prediction(rgb=np.ones((5, 10, 15, 3), np.float32)), {})
+  assert open_('colours').shape == (80, 480, 3) and open_('colours').min() > 250
+  preview.keep(tmp_path, 'nothing', truth, Prediction(), {})
+  assert not preview.path(tmp_path, 'nothing', 'a').exists()
+  preview.keep(tmp_path / 'tum', 'm', Truth(name='a', rgb=rgb), Prediction(depth=depth), {})
+  assert Image.open(preview.path(tmp_path / 'tum', preview.TRUTH, 'a')).size == (480, 80)
 
 
 def test_the_page_shows_everything_without_a_network(two, tmp_path, page):

@@ -7,6 +7,8 @@ import types
 import numpy as np
 import pytest
 
+from one4d_jax import cli
+from one4d_jax import evaluate as evaluation
 from one4d_jax.evaluation import paper, tables, vbench
 from one4d_jax.evaluation.benchmarks import EvalConfig
 from one4d_jax.model import bundle as bundles
@@ -117,3 +119,21 @@ def test_videos_of_procedural_images(tmp_path, monkeypatch):
   of_paper, world = text.split('## The same settings')
   assert len(asked) == 2 and cells(of_paper, 'One4D')[2] == 'not measured'
   assert cells(world, 'One4D') == ['One4D', '50.0', '97.0', '40.0', '2 videos of 2 images, weights tiny']
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (['table9'], 'choose from procedural'),
+    (['table5', '--weights', 'a', 'b'], 'only a table by training steps, table6, takes several'),
+    (['table3', '--predictions', 'a'], 'take --weights'),
+    (['table6', '--config.table=7'], 'table='),
+    (['table6', '--weights', 'nowhere'], "no weights at 'nowhere'"),
+  ],
+)
+def test_mistakes_are_one_line(options, message, tmp_path, capsys):
+  preset, *more = options
+  arguments = ['--config', f'configs/eval.py:{preset}', '--out', str(tmp_path), *more]
+  assert cli.run(evaluation.main, evaluation.parser(), arguments) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count('\n') == 1
