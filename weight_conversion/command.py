@@ -6,8 +6,18 @@ import shutil
 
 from tqdm import tqdm
 
+from one4d_jax.errors import ConfigError
+
 PARTS = {'dit': 'base', 'vae': 'vae', 'umt5': 'text', 'clip': 'image'}  # option -> part of the bundle
+OWN_LORA = ('dlc', 'no_links', 'rgb_to_xyz', 'xyz_to_rgb')  # kinds of models with a LoRA for each branch
+KINDS = {'merged': OWN_LORA, 'lora': OWN_LORA, 'control': ('dlc', 'no_links')}  # whose adapters these can hold
 FIELDS = {'base': 'dit', 'vae': 'vae', 'text': 'text', 'image': 'image'}  # part -> its sizes in bundle.Sizes
+
+
+def require_kind(bundle: pathlib.Path, kind: str, what: str) -> None:
+  """Raises ConfigError where ``what`` cannot hold the adapters of a model of this kind."""
+  if kind not in (kinds := KINDS.get(what, (kind,))):
+    raise ConfigError(f'{bundle} is a {kind} model, and {what} holds the adapters of {", ".join(kinds)} alone')
 
 
 def require_room(dst: pathlib.Path, need: int) -> None:

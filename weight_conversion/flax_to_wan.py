@@ -163,7 +163,7 @@ def plan(folder: pathlib.Path, what: Sequence[str], modalities: Sequence[str], n
   """Everything that is to be written; reads no weights.
 
   Raises:
-    UserError: a part that the bundle lacks, or names that a product does not have.
+    UserError: a part that the bundle lacks, adapters or names that a product does not have.
   """
   from one4d_jax.errors import CheckpointError, ConfigError
   from one4d_jax.model import bundle
@@ -178,6 +178,8 @@ def plan(folder: pathlib.Path, what: Sequence[str], modalities: Sequence[str], n
   needed |= {'base', 'adapters'} if 'merged' in what else set()
   needed |= {'adapters'} if {'lora', 'control'} & set(what) else set()
   sizes, _ = bundle.describe(folder)
+  for name in what:
+    command.require_kind(folder, sizes.adapters.kind, name)
   places = find_parts(folder)
   if missing := sorted(needed - set(places)):
     raise CheckpointError(f'{folder} has no {", ".join(missing)}, which {", ".join(what)} need; it has {list(places)}')
@@ -267,9 +269,10 @@ def lora(adapters: Mapping, cfg, modality: str, style: str) -> Product:
 
 def control(adapters: Mapping, sizes) -> Product:
   """Links and XYZ patch embedding."""
+  from one4d_jax.model import bundle
   from weight_conversion import control as schema
 
-  layers = sizes.adapters.link_layers
+  layers = bundle.Bundle({}, sizes, {}).model.adapters.link_layers  # of no_links none, whatever the sizes say
   found = {name: array for name, array in adapters.items() if not name.startswith('lora/')}
   return Product('control/one4d_control', schema.tensors(found, sizes.dit, layers), metadata=schema.metadata(layers))
 

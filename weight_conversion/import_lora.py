@@ -16,6 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # run a
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing here needs an accelerator
 
 from one4d_jax import cli
+from weight_conversion import command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,6 +66,7 @@ def import_lora(
 
   Raises:
     CheckpointError: as ``weight_conversion.lora``; no base in ``src``; ``dst`` in use.
+    ConfigError: ``src`` is a model without a LoRA for each branch.
   """
   import dataclasses
 
@@ -81,6 +83,7 @@ def import_lora(
   public = formats.read(lora, scale=scale, drop=drop)
   found = bundle.load(folder, parts=('adapters',))
   cfg = found.config
+  command.require_kind(folder, cfg.adapters.kind, 'lora')
   adapters, changed = formats.into_adapters(
     found.params['adapters'] if found.params else fresh(found), public, cfg.adapters, cfg.dit
   )

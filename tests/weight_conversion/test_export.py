@@ -17,7 +17,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from one4d_jax import cli
-from one4d_jax.errors import CheckpointError
+from one4d_jax.errors import CheckpointError, ConfigError
 from one4d_jax.model import bundle as bundles
 from one4d_jax.model.dlc import RGB, XYZ
 from one4d_jax.model.one4d import AdapterConfig, One4D
@@ -399,6 +399,38 @@ def test_the_destination_is_whole_or_untouched(bundle, tmp_path, monkeypatch):
   monkeypatch.setattr(shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=10))
   with pytest.raises(OSError, match=r'0\.0 GB are free'):
     flax_to_wan.export(bundle, tmp_path / 'full', ['lora'])
+
+
+def of_kind(kind, folder):
+  """A bundle of that kind, for its description."""
+  changed = dataclasses.replace(ADAPTERS, kind=kind)
+  sizes = dataclasses.replace(bundles.WAN, dit=TINY, adapters=changed, dtype='float32')
+  found = bundles.Bundle({'base': base()}, sizes, {})
+  fresh = nn.unbox(jax.eval_shape(found.model.init_adapters, jax.random.key(0), base()))
+  bundles.save(found.replace({'adapters': jax.tree.map(lambda leaf: np.zeros(leaf.shape), fresh)}), folder)
+  return folder
+
+
+@pytest.mark.parametrize('kind', ['channel_concat', 'shared_lora', 'full'])
+def test_models_without_a_lora_for_each_branch_are_refused(kind, bundle, tmp_path):
+  folder = of_kind(kind, tmp_path / 'other')
+  for what in ('merged', 'lora', 'control'):
+    with pytest.raises(ConfigError, match=f'other is a {kind} model, and {what} holds the adapters of dlc, no_links'):
+      flax_to_wan.export(folder, tmp_path / 'out', ['dit', what])
+  own = flax_to_wan.export(bundle, tmp_path / 'lora', ['lora'], modalities=['rgb'])
+  with pytest.raises(ConfigError, match=f'other is a {kind} model, and lora holds'):
+    import_lora.import_lora(own / 'lora-rgb-native', folder, tmp_path / 'new')
+  assert not (tmp_path / 'out').exists() and not (tmp_path / 'new').exists()
+
+
+def test_what_exports_hold_of_models_with_fewer_links(tmp_path):
+  folder = of_kind('no_links', tmp_path / 'none')
+  out = flax_to_wan.export(folder, tmp_path / 'out', ['merged', 'lora', 'control'])
+  assert control.read(out / 'control/one4d_control.safetensors').link_layers == ()
+  folder = of_kind('rgb_to_xyz', tmp_path / 'one')
+  flax_to_wan.export(folder, tmp_path / 'one_way', ['merged', 'lora'])
+  with pytest.raises(ConfigError, match='one is a rgb_to_xyz model, and control holds the adapters of dlc, no_links'):
+    flax_to_wan.export(folder, tmp_path / 'out', ['control'], overwrite=True)
 
 
 # ---- other implementations
