@@ -69,6 +69,6 @@ def load_lpips():
   except ImportError as error:
     raise DataError('LPIPS needs the lpips package: pip install lpips, or leave --config.lpips out') from error
   try:
-    return package, package.LPIPS(net='alex', verbose=False).eval()
+    return package, package.LPIPS(net='alex', verbose=False).eval().requires_grad_(False)
   except OSError as error:  # no network, no weights
     raise DataError(f'LPIPS cannot get the weights of AlexNet ({error}); put them into the cache of torch') from error
