@@ -75,6 +75,8 @@ class EvalConfig:
     problems += [
       f'align names {name!r}; choose from {", ".join(ALIGNMENTS)}' for name in self.align if name not in ALIGNMENTS
     ]
+    if self.sequences and self.benchmark == 'procedural':
+      problems.append(f'sequences={self.sequences} are for other benchmarks; procedural clips follow clips and levels')
     if (self.height > 0) != (self.width > 0) or self.height % 16 or self.width % 16:
       problems.append(f'height={self.height} and width={self.width} must be multiples of 16, or both 0')
     if problems:
@@ -108,7 +110,8 @@ def listed(cfg: EvalConfig, protocol: Protocol, *, root: pathlib.Path | None, si
   read = functools.partial(READERS[protocol.reader], protocol=protocol)
   found = [Listed(name, '', functools.partial(read, root, name)) for name in protocol.lengths]
   folders = [protocol.folder.format(name) for name in protocol.lengths]
-  if not root.is_dir() or not any(any(root.glob(f'{above}{name}')) for above in ('', '*/', '*/*/') for name in folders):
+  above = ('', '*/', '*/*/')  # Sintel's own folders, or one of an archive
+  if not any(path.is_dir() for name in folders for up in above for path in root.glob(f'{up}{name}')):
     raise DataError(f'{root} holds no sequence of {cfg.benchmark}; expected folders such as {folders[0]} in it')
   return found
 

@@ -11,6 +11,16 @@ from one4d_jax.data.sources import files
 from one4d_jax.errors import DataError
 
 
+def folder(root: pathlib.Path, name: str) -> pathlib.Path:
+  """Where a sequence lies: in ``root``, or one folder deeper, as archives unpack. Raises DataError."""
+  if (root / name).is_dir():
+    return root / name
+  deeper = sorted(path for path in root.glob(f'*/{name}') if path.is_dir())
+  if not deeper:
+    raise DataError(f'{root / name} does not exist')
+  return deeper[0]
+
+
 def present(paths: Sequence[pathlib.Path], folder: pathlib.Path) -> Sequence[pathlib.Path]:
   """The files themselves. Raises DataError where ``folder`` is not there, or lacks some of them."""
   if not folder.is_dir():

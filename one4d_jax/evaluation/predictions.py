@@ -66,7 +66,7 @@ def read(folder: pathlib.Path) -> Prediction:
       notes.append(f'{trajectory.name}, quaternions with w {"first" if trajectory.name == W_FIRST else "last"}')
   if (folder / INTRINSICS).is_file():
     with place.lacking(lacks, 'geometry'):
-      known['K'] = annotations.rows(folder / INTRINSICS, 9).reshape(-1, 3, 3)
+      known['K'] = _intrinsics(folder / INTRINSICS)
   if {'depth', 'K', 'world_from_cam'} <= known.keys() and len({len(value) for value in known.values()}) == 1:
     known['points'] = pointmap.from_depth(known['depth'], known['K'], known['world_from_cam'])
   return Prediction(**known, lacks=lacks, notes=tuple(notes))
@@ -78,6 +78,14 @@ def poses(path: pathlib.Path) -> Float64[np.ndarray, 'F 4 4']:
   if path.name == W_FIRST:
     rows = [row[:3] + row[4:] + row[3:4] for row in rows]
   return recorded.poses(rows, path)
+
+
+def _intrinsics(path: pathlib.Path) -> Float64[np.ndarray, 'F 3 3']:
+  K = annotations.rows(path, 9).reshape(-1, 3, 3)
+  wrong = ~(np.isfinite(K).all(axis=(1, 2)) & (K[:, [0, 1], [0, 1]] > 0).all(axis=1))
+  if wrong.any():
+    raise DataError(f'{path}: row {wrong.argmax() + 1} is no K with positive focal lengths ({wrong.sum()} such rows)')
+  return K
 
 
 def _depth(folder: pathlib.Path, maps: dict[int, pathlib.Path]) -> np.ndarray:

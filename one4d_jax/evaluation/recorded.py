@@ -30,9 +30,7 @@ PER_METRE = 5000
 
 def read(root: pathlib.Path, name: str, protocol: Protocol) -> Truth:
   """One sequence of the protocol. Raises DataError where images, their pairs or their lists are missing."""
-  folder = root / protocol.folder.format(name)
-  if not folder.is_dir():
-    raise DataError(f'{folder} does not exist')
+  folder = place.folder(root, protocol.folder.format(name))
   if protocol.pairing == 'index':
     images, depths = (_sorted(folder / kind) for kind in ('rgb', 'depth'))
     images, depths = ([paths[i] for i in protocol.chosen(len(paths))] for paths in (images, depths))

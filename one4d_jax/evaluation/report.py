@@ -127,6 +127,8 @@ def markdown(title: str, rows: dict[str, list[Row]], notes: list[str], *, depth_
     parts += ['## By level', table(by_group, ('method', 'level', *headings))]
   by_name = [(m, row['name'], str(row['length'] or '-'), *cells(row)) for m, some in rows.items() for row in some]
   parts += ['## By sequence', table(by_name, ('method', 'sequence', 'frames', *headings))]
+  pictures = [f'![{name}](plots/{name})' for name in plots(rows)]
+  parts += ['## Over frames', '\n'.join(pictures)] if pictures else []
   return '\n\n'.join([*parts, *_exceptions(rows), *_policies(rows)]) + '\n'
 
 

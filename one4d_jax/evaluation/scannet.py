@@ -16,13 +16,14 @@ from one4d_jax.evaluation.sequence import Truth
 
 def read(root: pathlib.Path, name: str, protocol: Protocol) -> Truth:
   """One scene. Raises DataError where images are missing."""
-  images = files.numbered(root / name / 'color', r'(\d+)\.jpg')
+  folder = place.folder(root, name)
+  images = files.numbered(folder / 'color', r'(\d+)\.jpg')
   numbers = list(images)
   numbers = [numbers[i] for i in protocol.chosen(len(numbers))]
-  place.enough(len(numbers), protocol.lengths[name], root / name / 'color', 'images')
+  place.enough(len(numbers), protocol.lengths[name], folder / 'color', 'images')
   known, lacks = {}, {}
   with place.lacking(lacks, 'trajectory'):
-    texts = place.present([root / name / 'pose' / f'{i}.txt' for i in numbers], root / name / 'pose')
+    texts = place.present([folder / 'pose' / f'{i}.txt' for i in numbers], folder / 'pose')
     known['world_from_cam'] = np.stack([_pose(path) for path in texts])
   return Truth(name=name, rgb=place.pictures([images[i] for i in numbers]), lacks=lacks, **known)
 

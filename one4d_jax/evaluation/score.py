@@ -45,7 +45,7 @@ def score(truth: Truth, found: Prediction, protocol: Protocol, *, lpips: bool = 
       if reason:
         raise DataError(reason)
       values, curves = measure(truth, found, protocol, lpips)
-    except (DataError, ShapeError) as error:
+    except (DataError, ShapeError, np.linalg.LinAlgError) as error:  # the last: a camera that is no matrix to invert
       row['skipped'][part] = str(error)
       continue
     if values:

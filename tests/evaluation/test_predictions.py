@@ -193,6 +193,10 @@ def damage_rows(folder):
   (folder / 'pred_traj.txt').write_text('0 1 2 3\n')
 
 
+def damage_lens(folder):
+  np.savetxt(folder / 'pred_intrinsics.txt', np.zeros((20, 9)))
+
+
 def damage_poses(folder):
   text = (folder / 'pred_traj.txt').read_text().splitlines(keepends=True)
   (folder / 'pred_traj.txt').write_text(''.join([*text[:-1], '19 nan nan nan 1 0 0 0\n']))
@@ -209,6 +213,7 @@ def damage_poses(folder):
     (damage_path, 'trajectory', 'the prediction has 18 poses, the sequence 20 frames'),
     (damage_rows, 'trajectory', 'expected 7 numbers behind a stamp'),
     (damage_poses, 'trajectory', 'a pose is not finite'),
+    (damage_lens, 'geometry', 'row 1 is no K with positive focal lengths (20 such rows)'),
   ],
 )
 def test_what_is_wrong_is_named_and_counted_and_the_rest_scored(root, tmp_path, damage, part, reason, capsys):
@@ -219,14 +224,14 @@ def test_what_is_wrong_is_named_and_counted_and_the_rest_scored(root, tmp_path, 
   assert run(root, made, tmp_path / 'out', '--config.align=[none]') == 0
   found, pooled = rows(tmp_path / 'out', made)
   assert reason in found['ambush_6']['skipped'][part] and part not in found['ambush_6']
-  other = {'depth': 'trajectory', 'trajectory': 'depth'}[part]
+  other = 'trajectory' if part == 'depth' else 'depth'
   assert other in found['ambush_6'] and pooled['skipped'][part].keys() == {'ambush_6'}
   if part == 'depth':
     assert pooled['evaluated']['depth'] == 1 and pooled['depth']['none'] == pytest.approx(
       {name: found['ambush_2']['depth']['none'][name] for name in pooled['depth']['none']}
     ), 'the mean is that of the other sequence'
   shown = capsys.readouterr().out
-  assert f'ambush_6: {part} skipped: ' in shown and reason in shown and '1 of 2 ' in shown
+  assert f'ambush_6: {part} skipped: ' in shown and reason in shown and ('1 of 2 ' in shown or part == 'trajectory')
   if damage is damage_nan:
     count = CLIPS['ambush_6'].valid[3].sum()
     assert f'not finite at {count} of {CLIPS["ambush_6"].valid.sum()} valid pixels, in 1 frames from 3 on' in shown
@@ -261,6 +266,8 @@ def test_a_benchmark_with_missing_files_is_scored_as_far_as_it_goes_and_again_on
     (['--config', 'configs/eval.py:sintel', '--predictions', '{tmp}/no'], 'does not exist; --predictions takes'),
     (['--config', 'configs/eval.py:sintel', '--predictions', 'a', '--weights', 'b'], 'not allowed with'),
     (['--config', 'configs/eval.py:sintel', '--config.methods=[mean]'], 'needs the exact pointmaps'),
+    (['--config', 'configs/eval.py:smoke', '--config.sequences=[alley_1]'], 'are for other benchmarks'),
+    (['--config', 'configs/eval.py:bonn', '--config.height=352'], 'must be multiples of 16, or both 0'),
     (['--config', 'configs/eval.py:smoke', '--config.lpips=True', '--predictions', '{tmp}'], 'pip install lpips'),
   ],
 )

@@ -152,9 +152,10 @@ def test_bonn_pairs_by_place_or_by_time(tmp_path):
 
 
 def test_bonn_that_is_too_short_is_not_scored(tmp_path):
-  bonn(tmp_path, count=140)
-  with pytest.raises(DataError, match='has 107 depth maps where the protocol takes 110'):
-    recorded.read(tmp_path, 'crowd2', protocols.load('bonn'))
+  bonn(tmp_path / 'rgbd_bonn_dataset', count=140)
+  for root in (tmp_path, tmp_path / 'rgbd_bonn_dataset'):
+    with pytest.raises(DataError, match='has 107 depth maps where the protocol takes 110'):
+      recorded.read(root, 'crowd2', protocols.load('bonn'))
 
 
 @pytest.mark.parametrize('name', ['tum', 'tum_30'])
