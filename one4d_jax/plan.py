@@ -109,7 +109,7 @@ def plan(
     'host': _host(modelled, config, machine),
     'speed': dataclasses.asdict(timed),
     'advice': '' if sizes['fits'] else guard.suggestion(task, option),
-    'search': [_row(one) for one in options],
+    'search': [_row(task, one) for one in options],
     'versions': hardware.versions(),
     'config': dataclasses.asdict(config),
   }
@@ -147,9 +147,10 @@ def _model(config) -> str:
   return f'{dit.layers} layers of width {dit.width}, {kind} over a base in {base}, remat {config.model.remat}'
 
 
-def _row(option) -> dict:
+def _row(task: str, option) -> dict:
   choice = option.choice
-  flags = choice.words() if 'parallel.mesh' in choice.changes else f'--mesh {choice.mesh} {choice.words()}'.strip()
+  flags = ' '.join(words for words in (f'--mesh {choice.mesh}' * (task != 'train'), choice.words()) if words)
+  flags = flags or 'as configured'
   return {'flags': flags, 'mesh': choice.mesh, 'peak': option.memory.peak, 'seconds': option.speed.expected}
 
 

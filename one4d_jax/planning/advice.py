@@ -58,6 +58,12 @@ def changed(config, changes: dict[str, object]):
   return config
 
 
+def _differing(config, changes: dict[str, object]) -> dict[str, object]:
+  """Those of some changes that change something."""
+  value = lambda name: getattr(getattr(config, name.split('.')[0]), name.split('.')[1])
+  return {name: new for name, new in changes.items() if value(name) != new}
+
+
 def divided(config, mesh: str, devices: int) -> dict[str, object]:
   """How to split as many samples a step as before into microbatches of one for every part of the mesh.
 
@@ -99,14 +105,13 @@ def _choices(task: str, config, machine: Machine) -> list[Choice]:
   found = []
   for mesh in _meshes(task, config, machine.devices):
     for policy, int8 in itertools.product(policies, int8s):
-      changes = {'parallel.mesh': mesh} if task == 'train' else {}
-      changes |= {'model.remat': policy} if policy != config.model.remat else {}
-      changes |= {'model.int8': True} if int8 and not config.model.int8 else {}
+      changes = {'model.remat': policy, 'model.int8': int8}
       try:
-        changes |= divided(config, mesh, machine.devices) if task == 'train' else {}
+        if task == 'train':
+          changes = {'parallel.mesh': mesh} | changes | divided(config, mesh, machine.devices)
       except ConfigError:
         continue
-      found.append(Choice(changed(config, changes), mesh, changes))
+      found.append(Choice(changed(config, changes), mesh, _differing(config, changes)))
   return found
 
 
@@ -180,7 +185,7 @@ def _nearby(task: str, config, mesh: str, devices: int) -> Iterator[Choice]:
       batch = divided(config, where, devices) if train else {}
     except ConfigError:
       continue
-    changes |= {k: v for k, v in batch.items() if v != getattr(config.train, k.split('.')[1])}
+    changes |= _differing(config, batch)
     if train and where != mesh:
       changes = {'parallel.mesh': where} | changes
     if changes or where != mesh:
@@ -216,4 +221,4 @@ def _smaller(config) -> list[dict[str, object]]:
     if frames <= data.frames and height * width <= data.height * data.width and frames * height * width < own
   ]
   found.sort(key=lambda size: -math.prod(size.values()))
-  return [{}, *({k: v for k, v in size.items() if v != getattr(data, k.split('.')[1])} for size in found)]
+  return [{}, *(_differing(config, size) for size in found)]

@@ -10,6 +10,8 @@ import functools
 import math
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from one4d_jax.planning import programs
 from one4d_jax.planning.hardware import GIB
 from one4d_jax.training import flops
@@ -20,8 +22,8 @@ ERROR = 0.15  # of the peak: how far the model may be off
 class _Factors(NamedTuple):
   """How many arrays of a size are alive at once at the fullest moment."""
 
-  width: float  # [rows, width] in 2 bytes, in the backward pass of a layer
-  ffn: float  # [rows, ffn_width] in 2 bytes, there
+  width: float  # [rows, width], in the backward pass of a layer
+  ffn: float  # [rows, ffn_width], there
   adapters: float  # float32 copies of a device's share: gradients, their sum, adapters with LoRA's scale folded in
   kept: tuple[float, float]  # [rows, width] and [rows, ffn_width] of a layer that is kept whole (remat none)
   forward: float  # [rows, width] in a forward pass
@@ -68,11 +70,10 @@ def memory(task: str, config, mesh: str, devices: int, *, platform: str) -> Memo
   Raises:
     ConfigError: a mesh, batch or stage that does not go.
   """
-  where = programs.abstract_mesh(mesh, devices)
-  factors = _FACTORS[platform]
   if task == 'encode':
-    found = programs.programs(task, config, where)
-    return max((_encode(name, program, config, factors) for name, program in found.items()), key=lambda m: m.peak)
+    networks = programs.NAMES[task]
+    return max((encoding(name, config, devices, platform=platform) for name in networks), key=lambda m: m.peak)
+  where, factors = programs.abstract_mesh(mesh, devices), _FACTORS[platform]
   held = _resident(task, config, mesh, devices)
   return _train(held, config, where, factors) if task == 'train' else _sample(held, config, where, factors)
 
@@ -99,29 +100,35 @@ def rows(config, mesh, samples: float) -> float:
   return samples * sequences / mesh.shape['modality'] * math.ceil(tokens / mesh.shape['sequence'])
 
 
+def width(config) -> int:
+  """Bytes of a number in the DiT's arithmetic."""
+  return jnp.dtype(config.model.dtype).itemsize
+
+
 def _layer(config, mesh) -> int:
   """Bytes of the weights that are gathered while a layer computes: its own and the next one's."""
   spread = math.prod(mesh.shape[axis] for axis in ('fsdp', 'sequence', 'modality', 'cfg'))
   dit = config.model.dit
   kernels = 8 * dit.width**2 + 2 * dit.width * dit.ffn_width
-  return 2 * 2 * kernels // mesh.shape['tensor'] if spread > 1 else 0
+  return 2 * width(config) * kernels // mesh.shape['tensor'] if spread > 1 else 0
 
 
 def _train(held: dict[str, int], config, mesh, factors: _Factors) -> Memory:
   dit, policy, settings = config.model.dit, config.model.remat, config.train
   parts = math.prod(mesh.shape[axis] for axis in ('data', 'fsdp'))
   tokens, tensor = rows(config, mesh, settings.batch / parts), mesh.shape['tensor']
-  unit = 2 * tokens * dit.width
+  size = width(config)
+  unit = size * tokens * dit.width
   adapters = held['adapters'] / (2 if settings.ema else 1)
   stored = dit.layers * unit
   statistics = 4 * dit.layers * tokens * dit.heads / tensor
   kept = {
-    'none': factors.kept[0] * stored + factors.kept[1] * dit.layers * 2 * tokens * dit.ffn_width / tensor,
+    'none': factors.kept[0] * stored + factors.kept[1] * dit.layers * size * tokens * dit.ffn_width / tensor,
     'block': stored,
     'attention_saved': stored + stored / tensor + statistics,
     'offload': 0,
   }[policy]
-  working = factors.width * unit + factors.ffn * 2 * tokens * dit.ffn_width / tensor
+  working = factors.width * unit + factors.ffn * size * tokens * dit.ffn_width / tensor
   links = 4 * 2 * len(config.model.adapters.link_layers) * dit.width**2  # their gradient, whole until it is reduced
   gathered = _layer(config, mesh)
   found = held | {
@@ -135,14 +142,16 @@ def _train(held: dict[str, int], config, mesh, factors: _Factors) -> Memory:
 def _sample(held: dict[str, int], config, mesh, factors: _Factors) -> Memory:
   dit = config.model.dit
   both = 1 if config.sample.guidance == 1 else 2 / mesh.shape['cfg']  # with and without the prompt
-  denoise = factors.forward * 2 * rows(config, mesh, both) * dit.width + _layer(config, mesh)
+  denoise = factors.forward * width(config) * rows(config, mesh, both) * dit.width + _layer(config, mesh)
   decode = factors.decode * _pixels(config) * 2 / mesh.shape['modality'] + 2 * _video(config)
   return Memory(_whole(held | {'gradients': 0, 'activations': 0, 'temporaries': max(denoise, decode)}), 0)
 
 
-def _encode(name: str, program, config, factors: _Factors) -> Memory:
+def encoding(name: str, config, devices: int, *, platform: str) -> Memory:
+  """Of one network of encoding (``programs.NAMES['encode']``), a share of the clips on every device."""
+  program = programs.programs('encode', config, programs.abstract_mesh('fsdp', devices))[name]
   held = dict.fromkeys(('base', 'adapters', 'optimizer'), 0) | programs.resident(program)
-  factor = {'vae': factors.encode, 'decode': factors.decode}.get(name, 0)
+  factor = {'vae': _FACTORS[platform].encode, 'decode': _FACTORS[platform].decode}.get(name, 0)
   return Memory(_whole(held | {'gradients': 0, 'activations': 0, 'temporaries': factor * _pixels(config)}), 0)
 
 

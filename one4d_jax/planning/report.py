@@ -29,7 +29,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 960px; margin: 2rem auto
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .faint { color: #626a78; } .yes { color: #1c7a45; } .no { color: #b3261e; }
 table { border-collapse: collapse; } td, th { padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid #e3e6eb; }
-th { text-align: left; } td + td { text-align: right; font-variant-numeric: tabular-nums; }
+th { text-align: left; } td + td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.text { text-align: left; } .key { display: inline-block; width: .8em; height: .8em; margin-right: .5em; }
 .bar { position: relative; height: 34px; margin: 1.6rem 0 2.2rem; background: #eef0f3; }
 .bar i { position: absolute; top: 0; bottom: 0; }

@@ -14,7 +14,7 @@ import math
 
 from one4d_jax.planning import operations, programs
 from one4d_jax.planning.hardware import Machine
-from one4d_jax.planning.memory import rows
+from one4d_jax.planning.memory import rows, width
 from one4d_jax.training import flops
 
 # Share of peak arithmetic that a run's own operations reach. Low: MaxDiffusion, full tuning of Wan2.1-14B on v5p (its
@@ -22,7 +22,7 @@ from one4d_jax.training import flops
 # launch script), by our count of operations.
 MFU = 0.296, 0.54
 _HOST = 25e9  # bytes per second that a device sends to its host's memory and gets back: a PCIe 4 slot
-_TOUCHED = 30, 6  # arrays [rows, width] and [rows, ffn_width] in 2 bytes that a layer reads and writes in a pass
+_TOUCHED = 30, 6  # arrays [rows, width] and [rows, ffn_width] that a layer reads and writes in a pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _train(config, mesh, machine: Machine) -> Speed:
   )  # gradients, each added up where it is kept
   sent = {axis: settings.accumulation * n for axis, n in sent.items()}
   touched = settings.accumulation * passes * _touched(config, mesh, local)
-  stored = config.model.dit.layers * 2 * rows(config, mesh, local) * config.model.dit.width
+  stored = config.model.dit.layers * width(config) * rows(config, mesh, local) * config.model.dit.width
   offloaded = 2 * settings.accumulation * stored if policy == 'offload' else 0
   return _speed('step', samples, own, executed, sent, touched, mesh, machine, offloaded)
 
@@ -145,13 +145,13 @@ def _weights(config) -> int:
   """Bytes of the base's kernels as they are gathered."""
   dit = config.model.dit
   kernels = dit.layers * (8 * dit.width**2 + 2 * dit.width * dit.ffn_width + 2 * dit.width**2)
-  return kernels * (1 if config.model.int8 else 2)
+  return kernels * (1 if config.model.int8 else width(config))
 
 
 def _traffic(config, mesh, samples: float, *, passes: int) -> dict[str, float]:
   """Bytes that a device sends for ``samples`` of its own, by axis, in so many passes through the layers."""
   dit, shape = config.model.dit, mesh.shape
-  unit = 2 * rows(config, mesh, samples) * dit.width
+  unit = width(config) * rows(config, mesh, samples) * dit.width
   tensor, sequence = shape['tensor'], shape['sequence']
   gathered = _weights(config) / tensor + 4 * _adapters(config) / shape['modality']
   hops = 2 * (sequence - 1) if config.parallel.attention == 'ring' else 4 * (sequence - 1) / sequence
@@ -166,8 +166,8 @@ def _traffic(config, mesh, samples: float, *, passes: int) -> dict[str, float]:
 def _touched(config, mesh, samples: float) -> float:
   """Bytes of its memory that a device reads and writes in a pass."""
   dit, tensor = config.model.dit, mesh.shape['tensor']
-  width, ffn = _TOUCHED
-  activations = 2 * rows(config, mesh, samples) * (width * dit.width + ffn * dit.ffn_width / tensor)
+  some, ffn = _TOUCHED
+  activations = width(config) * rows(config, mesh, samples) * (some * dit.width + ffn * dit.ffn_width / tensor)
   return _weights(config) / tensor + dit.layers * activations
 
 
