@@ -184,7 +184,8 @@ def _preset(spec: str) -> ml_collections.ConfigDict:
   file = pathlib.Path(path)
   if not file.is_file():
     raise ConfigError(
-      f'no config file {path!r}; the project has vae.py, base.py, one4d.py, postopt.py and eval.py in configs/'
+      f'no config file {path!r}; the project has vae.py, base.py, one4d.py, baselines.py, postopt.py and eval.py in '
+      'configs/'
     )
   module_spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
   module = importlib.util.module_from_spec(module_spec)
