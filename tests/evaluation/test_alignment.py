@@ -34,6 +34,17 @@ def test_least_absolute_deviations_equal_the_linear_program(with_shift):
   np.testing.assert_allclose([s, t][: columns.shape[1]], found.x[: columns.shape[1]], rtol=1e-6)
 
 
+def test_the_minimum_does_not_depend_on_where_the_search_starts(monkeypatch):
+  for seed in range(6):
+    p, g = pair(3000, seed)
+    p = np.round(p, 1) if seed % 2 else p  # ties
+    monkeypatch.setattr('one4d_jax.evaluation.alignment._MANY', 10**9)
+    s, t = alignment(p, g, 'scale_shift')
+    monkeypatch.setattr('one4d_jax.evaluation.alignment._MANY', 1000)
+    again = alignment(p, g, 'scale_shift')
+    np.testing.assert_allclose(np.abs(again[0] * p + again[1] - g).sum(), np.abs(s * p + t - g).sum(), rtol=1e-13)
+
+
 def test_least_squares_equal_those_of_linear_algebra():
   p, g = pair()
   want = np.linalg.lstsq(np.stack([p, np.ones_like(p)], axis=1), g, rcond=None)[0]
