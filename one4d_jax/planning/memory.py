@@ -27,13 +27,13 @@ class _Factors(NamedTuple):
   adapters: float  # float32 copies of a device's share: gradients, their sum, adapters with LoRA's scale folded in
   kept: tuple[float, float]  # [rows, width] and [rows, ffn_width] of a layer that is kept whole (remat none)
   forward: float  # [rows, width] in a forward pass
-  decode: float  # [frames of a chunk, H, W, VAE width] float32, decoding a video
-  encode: float  # the same, encoding
+  decode: tuple[float, float]  # [frames of a chunk, H, W, VAE width] float32, decoding a video, and each of two at once
+  encode: float  # the same, encoding a video
 
 
 _FACTORS = {
-  'gpu': _Factors(width=24.5, ffn=4.1, adapters=3.0, kept=(42.0, 6.0), forward=9.5, decode=9.0, encode=6.0),
-  'tpu': _Factors(width=15.0, ffn=4.1, adapters=3.0, kept=(42.0, 6.0), forward=9.0, decode=9.0, encode=6.0),
+  'gpu': _Factors(width=24.5, ffn=4.1, adapters=3.0, kept=(42.0, 6.0), forward=9.5, decode=(6.6, 8.3), encode=6.0),
+  'tpu': _Factors(width=15.0, ffn=4.1, adapters=3.0, kept=(42.0, 6.0), forward=9.0, decode=(6.6, 8.3), encode=6.0),
 }
 _CHUNK = 16  # frames that the VAE works on at a time
 
@@ -143,15 +143,17 @@ def _sample(held: dict[str, int], config, mesh, factors: _Factors) -> Memory:
   dit = config.model.dit
   both = 1 if config.sample.guidance == 1 else 2 / mesh.shape['cfg']  # with and without the prompt
   denoise = factors.forward * width(config) * rows(config, mesh, both) * dit.width + _layer(config, mesh)
-  decode = factors.decode * _pixels(config) * 2 / mesh.shape['modality'] + 2 * _video(config)
-  return Memory(_whole(held | {'gradients': 0, 'activations': 0, 'temporaries': max(denoise, decode)}), 0)
+  videos = 2 // mesh.shape['modality']
+  decode = factors.decode[videos - 1] * videos * _pixels(config) + 2 * _video(config)
+  scaled = held['adapters']  # with LoRA's scale folded in
+  return Memory(_whole(held | {'gradients': 0, 'activations': 0, 'temporaries': scaled + max(denoise, decode)}), 0)
 
 
 def encoding(name: str, config, devices: int, *, platform: str) -> Memory:
   """Of one network of encoding (``programs.NAMES['encode']``), a share of the clips on every device."""
   program = programs.programs('encode', config, programs.abstract_mesh('fsdp', devices))[name]
   held = dict.fromkeys(('base', 'adapters', 'optimizer'), 0) | programs.resident(program)
-  factor = {'vae': _FACTORS[platform].encode, 'decode': _FACTORS[platform].decode}.get(name, 0)
+  factor = {'vae': _FACTORS[platform].encode, 'decode': _FACTORS[platform].decode[0]}.get(name, 0)
   return Memory(_whole(held | {'gradients': 0, 'activations': 0, 'temporaries': factor * _pixels(config)}), 0)
 
 
