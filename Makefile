@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint evaluate train-tiny clean
+.PHONY: demo test test-full lint evaluate train-tiny clean
 
 demo: $(VENV)/.core
 	$(BIN)/python -m one4d_jax.sample --out out --overwrite
@@ -12,6 +12,9 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-full: $(VENV)/.dev
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m ''
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -66,7 +66,7 @@ def exchanges(compiled):
 
 
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('s', [37, 64])
+@pytest.mark.parametrize('s', [37, pytest.param(64, marks=pytest.mark.full)])
 @pytest.mark.parametrize(
   'axes',
   [
