@@ -139,11 +139,12 @@ def describe(protocol: Protocol) -> str:
   limits = f'depth under {protocol.far:g}' if protocol.far else 'all known depth'
   cut = f', cut at {protocol.cut:g}' if protocol.cut else ''
   weight = 'valid pixels' if protocol.depth_weight == 'pixels' else 'sequence'
-  return (
+  depth = (
     f'{limits}, predictions resized to the ground truth by cubic interpolation, aligned once a sequence '
-    f'(the columns: {protocol.align[0]}){cut}, depth pooled by {weight}, cameras after {protocol.trajectory_align} '
-    'pooled by sequence'
+    f'(the columns: {protocol.align[0]}){cut}, pooled by {weight}'
   )
+  cameras = f'cameras after {protocol.trajectory_align}, pooled by sequence'
+  return '; '.join([depth] * bool(protocol.depth) + [cameras] * bool(protocol.trajectory))
 
 
 def _task(cfg: EvalConfig, foreign) -> list[str]:

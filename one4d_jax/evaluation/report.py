@@ -135,10 +135,10 @@ def markdown(title: str, rows: dict[str, list[Row]], notes: list[str], *, depth_
 def _exceptions(rows: dict[str, list[Row]]) -> list[str]:
   """What the means do not show."""
   lines = [
-    f'- {method}, {row["name"]}: {part} skipped: {reason}'
+    f'- {method}, {row["name"]}: {", ".join(p for p, why in row["skipped"].items() if why == reason)} skipped: {reason}'
     for method, some in rows.items()
     for row in some
-    for part, reason in row['skipped'].items()
+    for reason in dict.fromkeys(row['skipped'].values())
   ]
   lines += [
     f'- {method}, {row["name"]}: the true camera stands still; ATE and RPE-T have no scale and are not in the mean'

@@ -24,7 +24,7 @@ from one4d_jax.evaluation.edges import edge_agreement
 from one4d_jax.evaluation.points import point_error
 from one4d_jax.evaluation.protocol import Protocol
 from one4d_jax.evaluation.reprojection import reprojection
-from one4d_jax.evaluation.sequence import PARTS, Prediction, Truth
+from one4d_jax.evaluation.sequence import Prediction, Truth
 from one4d_jax.evaluation.trajectory import trajectory_metrics
 from one4d_jax.model import pointmap
 
@@ -55,8 +55,8 @@ def score(truth: Truth, found: Prediction, protocol: Protocol, *, lpips: bool = 
 
 
 def absent(name: str, group: str, protocol: Protocol, reason: str) -> Row:
-  """The row of a sequence of which nothing can be scored."""
-  asked = [part for part in PARTS if part not in ('depth', 'trajectory') or protocol.scores(part, name)]
+  """The row of a sequence of which nothing can be scored. What is not of the protocol nobody asked for."""
+  asked = [part for part in ('depth', 'trajectory') if protocol.scores(part, name)]
   return _head(name, group) | {'length': None, 'size': None, 'notes': [], 'skipped': dict.fromkeys(asked, reason)}
 
 
