@@ -7,6 +7,7 @@ import pathlib
 
 from one4d_jax.model.files import write_whole
 from one4d_jax.planning.hardware import GIB
+from one4d_jax.planning.memory import ERROR
 
 PARTS = {  # of a device's memory, with the colour of its piece of the bar
   'base': '#3b4a6b',
@@ -64,6 +65,8 @@ def verdict(plan: dict) -> str:
   """In one sentence: does it fit?"""
   memory = plan['memory']
   numbers = f'needs {bytes_(memory["peak"])} a device, has {bytes_(memory["limit"])}'
+  if memory['fits'] and memory['source'] == 'model' and memory['peak'] > (1 - ERROR) * memory['limit']:
+    return f'may fit: {numbers}, which is nearer than the model of memory can tell; compiling would'
   if memory['fits']:
     return f'fits: {numbers}'
   return f'does not fit: {numbers}; {plan["advice"]}'

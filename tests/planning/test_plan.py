@@ -91,6 +91,11 @@ def test_a_compiled_peak_is_split_by_the_model(monkeypatch, tmp_path, capsys):
   assert 'does not fit: needs 83.0 GiB a device, has 80.0 GiB; try --config' in capsys.readouterr().out
 
 
+def test_a_narrow_margin_is_said(tmp_path, capsys):
+  assert run(tmp_path, '--topology', 'a100-40:8') == 0
+  assert 'may fit: needs 34.' in capsys.readouterr().out
+
+
 def test_names_are_escaped(tmp_path, capsys):
   run(tmp_path, '--topology', 'h100:8')
   hostile = written(tmp_path) | {'about': '<script>alert(1)</script>', 'notes': ['<b>']}
