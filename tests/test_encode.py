@@ -104,6 +104,7 @@ def test_the_same_again_does_nothing(data, whole, monkeypatch):
   assert contents(whole[0]) == before
 
 
+@pytest.mark.full
 def test_one_device_gives_the_same(data, whole, tmp_path):
   encode(data, tmp_path / 'one', devices=jax.local_devices()[:1])
   for a, b in zip(records(whole[0] / 'train-5x32x32'), records(tmp_path / 'one' / 'train-5x32x32'), strict=True):

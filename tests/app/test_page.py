@@ -203,7 +203,7 @@ def test_a_page_that_was_closed_finds_its_scene_again(page, browser, address, tm
   stranger.context.close()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_command_makes_a_scene_of_the_example_with_the_embedded_model(page, tmp_path):
   """The whole of it, once: real networks, real files, Ctrl-C."""
   with serving('-m', 'one4d_jax.view', '--app', '--port', '0', '--jobs', str(tmp_path)) as (process, address):

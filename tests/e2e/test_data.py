@@ -16,16 +16,10 @@ CLIPS = ('frames=17', 'shortest=17', 'sizes=[[64,64]]', 'held_out=0')
 STEPS = 5
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-  return tmp_path_factory.mktemp('data')
-
-
-@pytest.fixture(scope='module')
-def encoded(folder):
+def encoded(names, folder):
   """Latents of each source, by the commands that a user gives."""
   found = {}
-  for name in NAMES:
+  for name in names:
     importlib.import_module(f'tests.data.sources.formats.{name}').write(folder / name, recordings=2, frames=17)
     options = [f'--config.{value}' for value in CLIPS] + [f'--config.limits.{value}' for value in OPEN]
     argv = ['--source', name, '--root', str(folder / name), '--out', str(folder / 'sets'), '--workers=1', '--strict']
@@ -37,11 +31,13 @@ def encoded(folder):
 
 
 @pytest.mark.slow
-def test_training_on_a_mixture_of_all_of_them(encoded, folder):
-  for name in NAMES:
+@pytest.mark.parametrize('names', [('tartanair', 'generic'), pytest.param(NAMES, marks=pytest.mark.full)], ids=len)
+def test_training_on_a_mixture(names, tmp_path):
+  folder, latents = tmp_path, encoded(names, tmp_path)
+  for name in names:
     kept = prepared.open(folder / 'sets' / name / '1.0.0')
     assert len(kept) == 2, name
-  mixture = ','.join(f'{path}@{i % 2 + 1}' for i, path in enumerate(encoded.values()))
+  mixture = ','.join(f'{path}@{i % 2 + 1}' for i, path in enumerate(latents.values()))
   options = ('train.batch=8', f'train.steps={STEPS}', 'train.log_every=1', 'train.warmup=1', 'data.validation_clips=2')
   argv = ['--config', 'configs/one4d.py:tiny', '--workdir', str(folder / 'run')]
   argv += [f'--config.model.weights={EMBEDDED}', f'--config.data.source={mixture}']

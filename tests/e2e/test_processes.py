@@ -105,7 +105,7 @@ def test_a_run_of_two_processes_goes_on_as_one(home, straight):
   assert 'resumed at step 6' in (home / 'as-one-0.log').read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_sigterm_to_one_process_saves_and_ends_all(home, straight):
   processes = launch(home, 'asked', 2, train__steps=2000)
   until(lambda: 3 in small.whole(home / 'asked'), processes)

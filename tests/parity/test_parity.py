@@ -25,7 +25,7 @@ def models(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', cases.CASES)
+@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.full if n == 'loop' else ()) for n in cases.CASES])
 def test_equals_the_original(models, name):
   results = list(cases.CASES[name](models))
   print(*results, sep='\n')
