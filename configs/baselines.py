@@ -16,7 +16,7 @@ from one4d_jax.training import fairness
 
 LINKS = {'links_one': (2,), 'links_first': (0, 1, 2), 'links_last': (3, 4, 5), 'links_all': (0, 1, 2, 3, 4, 5)}
 NAMES = (*MODELS, *LINKS)
-PRESETS = (*NAMES, *(f'{name}_flops' for name in NAMES))
+PRESETS = (*NAMES, *(f'{name}_flops' for name in NAMES if name != 'dlc'))
 
 
 def get_config(preset: str):
