@@ -14,9 +14,9 @@ TRAIN = ('train.batch=8', 'train.log_every=1', 'train.validate_every=0', 'train.
 TRAIN += ('train.schedule=constant',)  # the same for any number of steps
 
 
-def bundle(folder: pathlib.Path) -> pathlib.Path:
+def bundle(folder: pathlib.Path, *changes: str) -> pathlib.Path:
   """Writes a bundle with random parts, as the stages before would export it."""
-  values = (*DATA, *MODEL, 'model.dit.heads=4', 'data.clips=16')
+  values = (*DATA, *MODEL, 'model.dit.heads=4', 'data.clips=16', *changes)
   sizes = configs.sizes(configs.load('configs/one4d.py:tiny', values))
   parts = bundles.Bundle({}, sizes, {})
   init = {'vae': parts.vae.init, 'base': parts.model.init_base, 'text': parts.text.init, 'image': parts.image.init}

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from one4d_jax.checks import checked
 from one4d_jax.model import dlc
-from one4d_jax.model.one4d import AdapterConfig, One4D, trained_copy
+from one4d_jax.model.one4d import AdapterConfig, One4D, base_shapes, trained_copy
 from one4d_jax.model.umc import Condition
 from one4d_jax.nn import embed, lora, partition
 from one4d_jax.wan import dit
@@ -34,7 +34,7 @@ from one4d_jax.wan.config import DiTConfig
 
 def _one_lora(model: One4D, key: jax.Array) -> dict:
   """A single LoRA, ``[l, 1, ...]``."""
-  blocks = jax.eval_shape(model.init_base, key)['blocks']
+  blocks = base_shapes(model.cfg, model.precision)['blocks']
   return lora.init(key, blocks, rank=model.adapters.rank, modalities=1, targets=model.adapters.targets)
 
 
@@ -75,7 +75,7 @@ class ChannelConcat(OneSequence):
 
   def init_adapters(self, key: jax.Array, base: dict) -> dict:
     """Fresh float32 adapters for ``base`` (unboxed), boxed."""
-    shapes = jax.eval_shape(self.init_base, key)
+    shapes = base_shapes(self.cfg, self.precision)
     patch = trained_copy(base['embed']['patch'], shapes['embed']['patch'])
     kernel = patch['kernel']
     rows = jnp.zeros((self.cfg.out_channels * math.prod(self.cfg.patch), self.cfg.width))
@@ -194,7 +194,7 @@ class FullTuning(One4D):
     """As ``One4D.init_adapters``, a trained copy of ``base`` in the place of LoRA."""
     adapters = super().init_adapters(key, base)
     del adapters['lora']
-    return adapters | {'base': trained_copy(base, jax.eval_shape(self.init_base, key))}
+    return adapters | {'base': trained_copy(base, base_shapes(self.cfg, self.precision))}
 
   def velocity(self, base: dict, adapters: dict, z: Array, sigma: Array, condition: Condition) -> Array:
     """As ``One4D.velocity``; of ``base`` nothing is used."""

@@ -6,6 +6,7 @@ the patch embedding. With the paper's sizes that is 981,160,960 parameters, its 
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -29,6 +30,12 @@ class AdapterConfig:
   alpha: float = 32.0
   targets: str = '.*'
   link_layers: tuple[int, ...] = (7, 15, 23, 31, 39)
+
+
+@functools.cache
+def base_shapes(cfg: DiTConfig, precision: dit.Precision) -> dict:
+  """The base as shapes, boxed with logical axes."""
+  return jax.eval_shape(lambda key: dit.init_base(key, cfg, precision), jax.random.key(0))
 
 
 def trained_copy(base: dict, boxed: dict) -> dict:
@@ -59,7 +66,7 @@ class One4D:
 
   def init_adapters(self, key: jax.Array, base: dict) -> dict:
     """Fresh float32 adapters for ``base`` (unboxed), boxed: the model they make equals the base in both branches."""
-    shapes = jax.eval_shape(self.init_base, key)
+    shapes = base_shapes(self.cfg, self.precision)
     adapters = {
       'lora': lora.init(key, shapes['blocks'], rank=self.adapters.rank, targets=self.adapters.targets),
       'patch_xyz': trained_copy(base['embed']['patch'], shapes['embed']['patch']),

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from one4d_jax.model import baselines
-from one4d_jax.model.one4d import AdapterConfig
+from one4d_jax.model.one4d import AdapterConfig, base_shapes
 from one4d_jax.training import flops
 from one4d_jax.wan.config import DiTConfig
 
@@ -21,7 +21,7 @@ from one4d_jax.wan.config import DiTConfig
 def trained(cfg: DiTConfig, adapters: AdapterConfig) -> Mapping[str, int]:
   """How many parameters the model of ``adapters.kind`` trains, by part: ``lora``, ``links`` …"""
   model, key = baselines.build(cfg, adapters), jax.random.key(0)
-  base = nn.unbox(jax.eval_shape(model.init_base, key))
+  base = nn.unbox(base_shapes(cfg, model.precision))
   parts = nn.unbox(jax.eval_shape(model.init_adapters, key, base))
   return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
 
