@@ -42,8 +42,8 @@ def environment() -> dict[str, str]:
   return os.environ | changes | {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
 
 
-def run(arguments: list[str], *, status: int = 0) -> subprocess.CompletedProcess:
+def run(arguments: list[str], *, status: int = 0, timeout: int = 600) -> subprocess.CompletedProcess:
   """Runs a command from the project's root and checks its exit status."""
-  done = subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+  done = subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
   assert done.returncode == status, f'exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
   return done
