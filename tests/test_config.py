@@ -6,10 +6,12 @@ import json
 
 import pytest
 
+from one4d_jax import cli, train
 from one4d_jax import config as configs
 from one4d_jax.config import Config
 from one4d_jax.errors import ConfigError
 from one4d_jax.evaluation.benchmarks import EvalConfig
+from one4d_jax.model.files import EMBEDDED
 from one4d_jax.postopt.options import FitOptions
 from one4d_jax.structs import from_dict
 
@@ -94,6 +96,13 @@ def test_kinds_of_models_and_what_they_cannot_use():
     load(kind, 'parallel.mesh=fsdp_sequence', 'model.adapters.link_layers=[]')
   with pytest.raises(ConfigError, match=r'kind=full trains the base, which model\.int8=True freezes'):
     load('full', 'model.int8=True')
+
+
+def test_heads_that_a_mesh_must_divide_are_those_of_the_weights(tmp_path, capsys):
+  values = [f'model.weights={EMBEDDED}', 'model.dit.heads=8', 'parallel.mesh=fsdp=1,sequence=8']
+  arguments = ['--config', 'configs/one4d.py:tiny', '--workdir', str(tmp_path / 'run')]
+  assert cli.run(train.main, train.parser(), [*arguments, *(f'--config.{value}' for value in values)]) == 2
+  assert 'sequence=8 does not divide the 4 attention heads of a device' in capsys.readouterr().err
 
 
 def test_unknown_files_and_presets_are_named():
