@@ -39,13 +39,15 @@ def check_scene(path: str | os.PathLike | None, mesh: str | None) -> None:
 def check(task: str, config, mesh: str, devices: list) -> None:
   """Raises PlanError where the run needs more memory than these devices have, with what to change.
 
-  On a CPU the devices share the host's memory and only what surely lies there is counted.
+  Looks at the devices of this process, of whichever process the others are. Those of a CPU share the host's memory, and
+  only what surely lies there is counted.
   """
+  own = [device for device in devices if device.process_index == jax.process_index()]
   try:
-    if (kind := hardware.of_device(devices[0])) is not None:
-      _on_accelerator(task, config, mesh, Machine('', kind, len(devices)), limit(devices[0], kind))
-    elif devices[0].platform == 'cpu':
-      _on_cpu(len(devices) * memory(task, config, mesh, len(devices), platform='gpu').resident)
+    if (kind := hardware.of_device(own[0])) is not None:
+      _on_accelerator(task, config, mesh, Machine('', kind, len(devices)), limit(own[0], kind))
+    elif own[0].platform == 'cpu':
+      _on_cpu(len(own) * memory(task, config, mesh, len(devices), platform='gpu').resident)
   except ConfigError:
     return  # the run itself says it better
 

@@ -115,6 +115,9 @@ class Device:
 
   device_kind, platform = 'NVIDIA A100-SXM4-40GB', 'gpu'
 
+  def __init__(self, process_index=0):
+    self.process_index = process_index
+
   def memory_stats(self):
     return {'bytes_limit': int(0.75 * hardware.KINDS['a100-40'].memory)}
 
@@ -129,6 +132,10 @@ def test_a_run_that_cannot_fit_is_refused_with_the_change_that_would_do():
     guard.check('sample', paper, 'fsdp', [Device()])
   guard.check('train', configs.load('configs/one4d.py', ['model.remat=offload']), 'fsdp', [Device()] * 8)
   guard.check('train', paper, 'fsdp=3', [Device()] * 8)  # no mesh: not for memory to say
+  far = Device(process_index=1)
+  far.memory_stats = lambda: pytest.fail('asked a device of another process')
+  with pytest.raises(guard.PlanError, match='gives 29'):
+    guard.check('train', paper, 'fsdp', [far] * 4 + [Device()] * 4)
 
 
 def test_train_ends_with_status_3(tmp_path, capsys, monkeypatch):
