@@ -17,6 +17,7 @@ from one4d_jax.model import bundle as bundles
 from one4d_jax.model import weights
 from one4d_jax.model.bundle import Bundle
 from one4d_jax.model.files import PARTS, find_parts
+from one4d_jax.model.one4d import base_shapes
 from one4d_jax.nn import quantize
 from one4d_jax.parallel import mesh as meshes
 from one4d_jax.parallel import rules
@@ -69,7 +70,7 @@ def boxed(bundle: Bundle, part: str) -> dict:
   """Shapes and logical axes of one part of a bundle."""
   key = jax.random.key(0)
   if part in ('base', 'adapters'):
-    base = jax.eval_shape(bundle.model.init_base, key)
+    base = base_shapes(bundle.config.dit, bundle.model.precision)
     return base if part == 'base' else jax.eval_shape(bundle.model.init_adapters, key, nn.unbox(base))
   return jax.eval_shape(getattr(bundle, part).init, key)
 

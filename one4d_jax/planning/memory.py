@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from one4d_jax.planning import programs
 from one4d_jax.planning.hardware import GIB
-from one4d_jax.training import flops
+from one4d_jax.training import fairness, flops
 
 ERROR = 0.15  # of the peak: how far the model may be off
 
@@ -96,7 +96,7 @@ def _weights(task: str, config, mesh: str, devices: int) -> dict[str, int]:
 def rows(config, mesh, samples: float) -> float:
   """Tokens of all samples and branches that a device works on."""
   sequences = programs.model(config).sequences
-  tokens = flops.tokens(programs.model(config), programs.clip(config)) / sequences
+  tokens = flops.tokens(programs.model(config), fairness.sample(config)) / sequences
   return samples * sequences / mesh.shape['modality'] * math.ceil(tokens / mesh.shape['sequence'])
 
 

@@ -22,7 +22,7 @@ from one4d_jax.model.one4d import One4D
 from one4d_jax.parallel import load, rules
 from one4d_jax.parallel import mesh as meshes
 from one4d_jax.parallel.layout import MeshLayout, batch_sharding, check_batch
-from one4d_jax.training import flops, latents
+from one4d_jax.training import latents
 from one4d_jax.training.setup import setup
 from one4d_jax.training.stages import One4DStage
 
@@ -62,14 +62,6 @@ def programs(task: str, config, mesh: Mesh | AbstractMesh) -> dict[str, Program]
 def model(config) -> One4D:
   """The network of a configuration."""
   return Bundle({}, configs.sizes(config), {}).model
-
-
-def clip(config) -> flops.Sizes:
-  """One sample, as the DiT sees it."""
-  data, dit = config.data, config.model.dit
-  latent = (data.frames - 1) // 4 + 1, data.height // 8, data.width // 8
-  grid = tuple(side // step for side, step in zip(latent, dit.patch, strict=True))
-  return flops.Sizes(1, grid, dit.text_len, config.model.image.tokens)
 
 
 class _WithoutData(One4DStage):

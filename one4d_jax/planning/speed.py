@@ -15,7 +15,7 @@ import math
 from one4d_jax.planning import operations, programs
 from one4d_jax.planning.hardware import Machine
 from one4d_jax.planning.memory import rows, width
-from one4d_jax.training import flops
+from one4d_jax.training import fairness, flops
 
 # Share of peak arithmetic that a run's own operations reach. Low: MaxDiffusion, full tuning of Wan2.1-14B on v5p (its
 # README: 135.9 of 459 TFLOP/s). High: its denoising of Wan2.2-14B on v7x, 40 steps in 105.3 s on eight devices (its
@@ -121,7 +121,7 @@ def _speed(unit, count, own, executed, sent, touched, mesh, machine: Machine, of
 
 
 def _one4d(config) -> flops.Count:
-  return flops.one4d(config.model.dit, config.model.adapters, programs.clip(config))
+  return flops.one4d(config.model.dit, config.model.adapters, fairness.sample(config))
 
 
 def _adapters(config) -> int:
