@@ -98,7 +98,8 @@ for i in $(seq 60); do sleep 1; done"""
 def test_a_signal_reaches_all(number):
   program = 'trap "echo saved; exit 0" TERM; echo ready; for i in $(seq 600); do sleep 0.1; done'
   script = [ROOT / 'launch/local.sh', '-n', '2', '-c', '1', '--', 'bash', '-c', program]
-  pipes = dict(stdout=subprocess.PIPE, text=True)
+  heard = lambda: signal.signal(number, signal.SIG_DFL)  # SIGINT is ignored by what a shell runs in the background
+  pipes = dict(stdout=subprocess.PIPE, text=True, preexec_fn=heard)
   with subprocess.Popen(['bash', *script], env=environment(), **pipes) as process:
     assert [process.stdout.readline()[4:] for _ in range(2)] == ['ready\n'] * 2
     process.send_signal(number)
