@@ -75,7 +75,7 @@ def straight(home):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(home, straight):
-  """SIGKILL of one of two; then again as two (bit for bit as without a kill), and as four on another mesh."""
+  """SIGKILL of one of two; then again as two, bit for bit as without a kill."""
   alone = by_launcher(home, 'two')
   assert list(alone) == list(range(1, STEPS + 1))
   np.testing.assert_allclose(list(alone.values()), list(straight.values()), rtol=1e-5)
@@ -86,23 +86,20 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(home, straight):
   assert processes[0].wait(timeout=120) != 0, 'the survivor must not wait for ever'
   saved = max(small.whole(home / 'killed'))
   assert saved < STEPS, 'the kill came too late'
-  shutil.copytree(home / 'killed', home / 'as-four')
 
   again = finish(home, 'killed', 2)
   assert [again[step] for step in range(saved + 1, STEPS + 1)] == [alone[step] for step in range(saved + 1, STEPS + 1)]
-  other = finish(home, 'as-four', 4, parallel__mesh='fsdp_modality')
-  assert list(other) == list(range(1, STEPS + 1))
-  np.testing.assert_allclose(list(other.values()), list(straight.values()), rtol=1e-5)
-  assert f'resumed at step {saved}' in (home / 'as-four-0.log').read_text()
 
 
 @pytest.mark.full
-def test_a_run_of_two_processes_goes_on_as_one(home, straight):
+def test_a_run_of_two_processes_goes_on_as_one_and_as_four_on_another_mesh(home, straight):
   finish(home, 'as-one', 2, train__steps=6)
-  found = finish(home, 'as-one', 1)
-  assert list(found) == list(straight)
-  np.testing.assert_allclose(list(found.values()), list(straight.values()), rtol=1e-5)
-  assert 'resumed at step 6' in (home / 'as-one-0.log').read_text()
+  shutil.copytree(home / 'as-one', home / 'as-four')
+  for run, count, mesh in (('as-one', 1, 'fsdp'), ('as-four', 4, 'fsdp_modality')):
+    found = finish(home, run, count, parallel__mesh=mesh)
+    assert list(found) == list(straight)
+    np.testing.assert_allclose(list(found.values()), list(straight.values()), rtol=1e-5)
+    assert 'resumed at step 6' in (home / f'{run}-0.log').read_text()
 
 
 @pytest.mark.full
