@@ -82,7 +82,7 @@ def plan(
     batch = advice.divided(config, mesh, machine.devices)
     if config.train.batch % batch['train.batch']:
       config = advice.changed(config, batch)
-      notes.append(f'as many samples a step as configured, split otherwise: {_flags(batch)}')
+      notes.append(f'as many samples a step as configured, split otherwise: {advice.flags(batch)}')
   modelled = memory(task, config, mesh, machine.devices, platform=machine.kind.platform)
   timed = speed(task, config, mesh, machine)
   names = programs.NAMES[task]
@@ -152,10 +152,6 @@ def _row(task: str, option) -> dict:
   flags = ' '.join(words for words in (f'--mesh {choice.mesh}' * (task != 'train'), choice.words()) if words)
   flags = flags or 'as configured'
   return {'flags': flags, 'mesh': choice.mesh, 'peak': option.memory.peak, 'seconds': option.speed.expected}
-
-
-def _flags(changes: dict[str, object]) -> str:
-  return ' '.join(f'--config.{name}={value}' for name, value in changes.items())
 
 
 def _bar(choices: list):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from one4d_jax.errors import ConfigError
 from one4d_jax.nn import remat
 from one4d_jax.parallel import mesh as meshes
-from one4d_jax.planning import hardware
+from one4d_jax.planning import hardware, programs
 from one4d_jax.planning.hardware import Machine
 from one4d_jax.planning.memory import Memory, memory
 from one4d_jax.planning.speed import Speed, speed
@@ -29,8 +29,8 @@ class Choice(NamedTuple):
   changes: dict[str, object]  # configuration keys and their values
 
   def words(self) -> str:
-    """As flags: ``--config.model.remat=offload …``."""
-    return ' '.join(f'--config.{name}={value}' for name, value in self.changes.items())
+    """The changes as flags."""
+    return flags(self.changes)
 
 
 class Option(NamedTuple):
@@ -39,6 +39,11 @@ class Option(NamedTuple):
   choice: Choice
   memory: Memory
   speed: Speed
+
+
+def flags(changes: dict[str, object]) -> str:
+  """As a command takes them: ``--config.model.remat=offload …``."""
+  return ' '.join(f'--config.{name}={value}' for name, value in changes.items())
 
 
 def default_mesh(task: str, config, devices: int) -> str:
@@ -119,7 +124,7 @@ def _meshes(task: str, config, devices: int) -> list[str]:
   """Every way to split so many devices, the tensor axis within a machine."""
   powers = [2**n for n in range(devices.bit_length()) if devices % 2**n == 0]
   model, found = config.model, []
-  two = model.adapters.kind not in ('channel_concat', 'spatial_concat')
+  two = programs.model(config).sequences == 2
   for sequence, tensor, modality, cfg in itertools.product(powers, (1, 2, 4), (1, 2), (1, 2)):
     used = sequence * tensor * modality * cfg
     left = devices // used

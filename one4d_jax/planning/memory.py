@@ -105,12 +105,16 @@ def width(config) -> int:
   return jnp.dtype(config.model.dtype).itemsize
 
 
+def spread(mesh) -> int:
+  """Over how many devices a weight is spread that all of them need."""
+  return math.prod(mesh.shape[axis] for axis in ('fsdp', 'sequence', 'modality', 'cfg'))
+
+
 def _layer(config, mesh) -> int:
   """Bytes of the weights that are gathered while a layer computes: its own and the next one's."""
-  spread = math.prod(mesh.shape[axis] for axis in ('fsdp', 'sequence', 'modality', 'cfg'))
   dit = config.model.dit
   kernels = 8 * dit.width**2 + 2 * dit.width * dit.ffn_width
-  return 2 * width(config) * kernels // mesh.shape['tensor'] if spread > 1 else 0
+  return 2 * width(config) * kernels // mesh.shape['tensor'] if spread(mesh) > 1 else 0
 
 
 def _train(held: dict[str, int], config, mesh, factors: _Factors) -> Memory:

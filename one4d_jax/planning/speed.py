@@ -14,7 +14,7 @@ import math
 
 from one4d_jax.planning import operations, programs
 from one4d_jax.planning.hardware import Machine
-from one4d_jax.planning.memory import rows, width
+from one4d_jax.planning.memory import rows, spread, width
 from one4d_jax.training import fairness, flops
 
 # Share of peak arithmetic that a run's own operations reach. Low: MaxDiffusion, full tuning of Wan2.1-14B on v5p (its
@@ -66,10 +66,7 @@ def _train(config, mesh, machine: Machine) -> Speed:
   passes = 2 if policy == 'none' else 3
   local = settings.batch / math.prod(mesh.shape[axis] for axis in ('data', 'fsdp'))
   sent = _traffic(config, mesh, local, passes=passes)
-  spread = _spread(mesh)
-  sent['fsdp'] = sent.get('fsdp', 0) + _share(
-    4 * _adapters(config), spread
-  )  # gradients, each added up where it is kept
+  sent['fsdp'] += _share(4 * _adapters(config), spread(mesh))  # gradients, each added up where it is kept
   sent = {axis: settings.accumulation * n for axis, n in sent.items()}
   touched = settings.accumulation * passes * _touched(config, mesh, local)
   stored = config.model.dit.layers * width(config) * rows(config, mesh, local) * config.model.dit.width
@@ -131,11 +128,6 @@ def _adapters(config) -> int:
   return 2 * (dit.layers * adapters.rank * square + len(adapters.link_layers) * dit.width**2)
 
 
-def _spread(mesh) -> int:
-  """Over how many devices a weight is spread that all of them need."""
-  return math.prod(mesh.shape[axis] for axis in ('fsdp', 'sequence', 'modality', 'cfg'))
-
-
 def _share(size: float, count: int) -> float:
   """Bytes that each of ``count`` devices sends so that all have an array of ``size``."""
   return size * (count - 1) / count
@@ -156,7 +148,7 @@ def _traffic(config, mesh, samples: float, *, passes: int) -> dict[str, float]:
   gathered = _weights(config) / tensor + 4 * _adapters(config) / shape['modality']
   hops = 2 * (sequence - 1) if config.parallel.attention == 'ring' else 4 * (sequence - 1) / sequence
   return {
-    'fsdp': passes * _share(gathered, _spread(mesh)),
+    'fsdp': passes * _share(gathered, spread(mesh)),
     'sequence': passes * dit.layers * hops * unit / tensor,
     'modality': passes * len(config.model.adapters.link_layers) * unit if shape['modality'] > 1 else 0,
     'tensor': passes * dit.layers * 3 * 2 * _share(unit, tensor),
