@@ -25,7 +25,6 @@ evaluate: $(VENV)/.core
 
 train-tiny: $(VENV)/.core
 	$(BIN)/python -m one4d_jax.train --config configs/vae.py:tiny
-	$(BIN)/python -m one4d_jax.train --config configs/vae.py:tiny_long
 	$(BIN)/python -m one4d_jax.train --config configs/base.py:tiny
 	$(BIN)/python -m one4d_jax.train --config configs/one4d.py:tiny
 

@@ -13,8 +13,7 @@ PRESETS = ('tiny',)
 def get_config(preset: str):
   c = tiny.common()
   c.workdir = 'runs/tiny/base'
-  c.model.weights = 'runs/tiny/vae_long/export'
-  c.data.clips = 2000
+  c.model.weights = 'runs/tiny/vae/export'
   c.train.stage = 'base'
   c.train.steps = 1800
   c.train.batch = 8

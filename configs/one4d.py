@@ -28,7 +28,6 @@ def get_config(preset: str):
     return c
   c = tiny.common()
   c.workdir = 'runs/tiny/one4d'
-  c.data.clips = 2000
   c.model.weights = 'runs/tiny/base/export'
   c.train.steps = 2200
   c.train.batch = 8

@@ -11,14 +11,16 @@ def common():
   c.data.source = 'procedural'
   c.data.cache = 'runs/tiny/data'
   c.data.frames, c.data.height, c.data.width, c.data.fps = 17, 64, 64, 8.0
-  c.data.clips, c.data.sparse_masks = 4000, 1
+  c.data.clips, c.data.sparse_masks = 3000, 1
 
-  vae = c.model.vae
-  vae.width, vae.mult, vae.res_blocks = 16, (1, 2, 3, 4), 1
-  vae.latent_mean, vae.latent_std = (0.0,) * 16, (1.0,) * 16  # measured when the stage ends
+  vae, channels = c.model.vae, 96
+  vae.patch, vae.width, vae.mult, vae.temporal, vae.res_blocks = 8, 100, (1, 1, 1), (True, True), 0
+  vae.latent_channels = channels
+  vae.latent_mean, vae.latent_std = (0.0,) * channels, (1.0,) * channels  # measured when the stage ends
 
   dit = c.model.dit
-  dit.width, dit.ffn_width, dit.heads, dit.layers = 176, 480, 4, 6
+  dit.in_channels, dit.out_channels, dit.patch = channels + 4 + channels, channels, (1, 1, 1)
+  dit.width, dit.ffn_width, dit.heads, dit.layers = 192, 512, 4, 6
   dit.freq_width, dit.text_width, dit.text_len, dit.image_width = 128, 96, 160, 96
 
   text = c.model.text

@@ -231,7 +231,7 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
     'metrics': metrics.last(workdir),
     'commit': code,
   }
-  name = pathlib.Path(config.workdir).name  # of the preset's run: 'vae', 'vae_long', 'base', 'one4d'
+  name = pathlib.Path(config.workdir).name  # of the preset's run: 'vae', 'base', 'one4d'
   finished = dataclasses.replace(finished, record=before.record | {name: record})
   bundles.save(finished, workdir / 'export')
   print(workdir / 'export')

@@ -15,7 +15,7 @@ from one4d_jax.model.files import EMBEDDED
 from one4d_jax.postopt.options import FitOptions
 from one4d_jax.structs import from_dict
 
-FILES = ('configs/vae.py:tiny', 'configs/vae.py:tiny_long', 'configs/base.py:tiny', 'configs/one4d.py:tiny')
+FILES = ('configs/vae.py:tiny', 'configs/base.py:tiny', 'configs/one4d.py:tiny')
 
 
 @pytest.mark.parametrize('spec', [*FILES, *(f'configs/one4d.py:{name}' for name in ('paper', 'one_gpu', 'pod'))])

@@ -180,6 +180,11 @@ def plan(folder: pathlib.Path, what: Sequence[str], modalities: Sequence[str], n
   sizes, _ = bundle.describe(folder)
   for name in what:
     command.require_kind(folder, sizes.adapters.kind, name)
+  if 'vae' in what and sizes.vae.patch > 1:
+    raise CheckpointError(
+      f'the VAE of {folder} takes patches of {sizes.vae.patch} x {sizes.vae.patch} pixels and no other program knows '
+      'such a VAE of Wan2.1; leave vae out of --what'
+    )
   places = find_parts(folder)
   if missing := sorted(needed - set(places)):
     raise CheckpointError(f'{folder} has no {", ".join(missing)}, which {", ".join(what)} need; it has {list(places)}')

@@ -69,7 +69,7 @@ class First(Sequence):
 
 
 def vae_crop(record: dict, rng: np.random.Generator, *, crop: tuple[int, int]) -> dict:
-  """A random piece of one modality's video, ``{'id', 'video': f32 [F H W 3]}`` in [-1, 1], for the VAE."""
+  """A random piece of one modality's video, ``{'id', 'is_xyz', 'video': f32 [F H W 3]}`` in [-1, 1], for the VAE."""
   count, side = crop
   frames, height, width = record['rgb'].shape[:3]
   f, y, x = (int(rng.integers(n - size + 1)) for n, size in ((frames, count), (height, side), (width, side)))
@@ -80,4 +80,4 @@ def vae_crop(record: dict, rng: np.random.Generator, *, crop: tuple[int, int]) -
     video[rng.random(count) < rng.random()] = 0
   if rng.random() < 0.5:
     video = video[:, :, ::-1]
-  return {'id': record['id'], 'video': np.ascontiguousarray(video)}
+  return {'id': record['id'], 'is_xyz': np.bool_(xyz), 'video': np.ascontiguousarray(video)}

@@ -33,7 +33,7 @@ SPARSITY = (0.04, 0.5)  # range of the observed fraction in the sparse task; our
 class Condition:
   """All that steers a sample. The negative of guidance differs in ``text`` only."""
 
-  latent: Float[Array, 'b f h w 16']
+  latent: Float[Array, 'b f h w c']
   mask: Float[Array, 'b f h w 4']
   text: Float[Array, 'b t c']
   image: Float[Array, 'b i c']

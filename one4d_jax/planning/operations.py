@@ -5,7 +5,7 @@ counted.
 """
 
 from one4d_jax.wan.config import CLIPConfig, UMT5Config, VAEConfig
-from one4d_jax.wan.vae import Step, decoder_steps, encoder_steps
+from one4d_jax.wan.vae import Step, decoder_steps, encoder_steps, stride
 
 _Size = tuple[int, int, int]  # frames, height, width
 
@@ -13,7 +13,8 @@ _Size = tuple[int, int, int]  # frames, height, width
 def encode(cfg: VAEConfig, size: _Size) -> int:
   """Of a video ``size`` to its latent."""
   width, moments = cfg.width, 2 * cfg.latent_channels
-  count = _conv(size, 27, 3, width)
+  size = size[0], size[1] // cfg.patch, size[2] // cfg.patch
+  count = _conv(size, 27, 3 * cfg.patch**2, width)
   for step in encoder_steps(cfg):
     added, size = _step(step, size)
     count, width = count + added, step.width_out
@@ -22,7 +23,7 @@ def encode(cfg: VAEConfig, size: _Size) -> int:
 
 def decode(cfg: VAEConfig, size: _Size) -> int:
   """Of a latent to the video ``size``."""
-  time, space = 2 ** sum(cfg.temporal), 2 ** (len(cfg.mult) - 1)
+  time, space = stride(cfg)
   size = (size[0] - 1) // time + 1, size[1] // space, size[2] // space
   width = cfg.width * cfg.mult[-1]
   count = _conv(size, 1, cfg.latent_channels, cfg.latent_channels) + _conv(size, 27, cfg.latent_channels, width)
@@ -30,7 +31,7 @@ def decode(cfg: VAEConfig, size: _Size) -> int:
   for step in decoder_steps(cfg):
     added, size = _step(step, size)
     count, width = count + added, step.width_out
-  return count + _conv(size, 27, width, 3)
+  return count + _conv(size, 27, width, 3 * cfg.patch**2)
 
 
 def text(cfg: UMT5Config, tokens: int) -> int:
@@ -68,12 +69,15 @@ def _step(step: Step, size: _Size) -> tuple[int, _Size]:
   if step.kind == 'res':
     return _residual(size, step.width_in, step.width_out), size
   if step.kind == 'down':
-    after = frames, height // 2, width // 2
-    count = _conv(after, 9, step.width_in, step.width_out)
+    after = (frames, height // 2, width // 2) if step.spatial else size
+    count = _conv(after, 9, step.width_in, step.width_out) if step.spatial else 0
     if step.temporal:
       after = (frames - 1) // 2 + 1, *after[1:]
       count += _conv((after[0] - 1, *after[1:]), 3, step.width_out, step.width_out)
     return count, after
   count = _conv((frames - 1, height, width), 3, step.width_in, 2 * step.width_in) if step.temporal else 0
-  after = 2 * frames - 1 if step.temporal else frames, 2 * height, 2 * width
-  return count + _conv(after, 9, step.width_in, step.width_out), after
+  after = 2 * frames - 1 if step.temporal else frames, height, width
+  if step.spatial:
+    after = after[0], 2 * height, 2 * width
+    count += _conv(after, 9, step.width_in, step.width_out)
+  return count, after

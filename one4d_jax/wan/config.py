@@ -38,6 +38,7 @@ class VAEConfig:
     2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
   )  # fmt: skip
+  patch: int = 1  # above 1: squares of pixels of this side enter as channels, and no resampler changes space
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from one4d_jax.checks import checked
@@ -22,7 +23,13 @@ class Step(NamedTuple):
   kind: str  # 'res', 'down' or 'up'
   width_in: int
   width_out: int
+  spatial: bool = False
   temporal: bool = False
+
+
+def stride(cfg: VAEConfig) -> tuple[int, int]:
+  """Pixels per latent place, in (time, space)."""
+  return 2 ** sum(cfg.temporal), cfg.patch if cfg.patch > 1 else 2 ** (len(cfg.mult) - 1)
 
 
 def encoder_steps(cfg: VAEConfig) -> tuple[Step, ...]:
@@ -33,7 +40,7 @@ def encoder_steps(cfg: VAEConfig) -> tuple[Step, ...]:
       steps.append(Step('res', width, cfg.width * mult))
       width = cfg.width * mult
     if level < len(cfg.mult) - 1:
-      steps.append(Step('down', width, width, cfg.temporal[level]))
+      steps.append(Step('down', width, width, cfg.patch == 1, cfg.temporal[level]))
   return tuple(steps)
 
 
@@ -45,8 +52,9 @@ def decoder_steps(cfg: VAEConfig) -> tuple[Step, ...]:
       steps.append(Step('res', width, cfg.width * cfg.mult[level]))
       width = cfg.width * cfg.mult[level]
     if level:
-      steps.append(Step('up', width, width // 2, cfg.temporal[level - 1]))
-      width //= 2
+      spatial = cfg.patch == 1
+      steps.append(Step('up', width, width // 2 if spatial else width, spatial, cfg.temporal[level - 1]))
+      width = steps[-1].width_out
   return tuple(steps)
 
 
@@ -55,9 +63,9 @@ def run_step(step: Step, x: Array, *, name: str, dtype: DType) -> Array:
     case 'res':
       return blocks.ResBlock(step.width_out, dtype, name=name)(x)
     case 'down':
-      return blocks.Downsample(step.temporal, dtype, name=name)(x)
+      return blocks.Downsample(step.spatial, step.temporal, dtype, name=name)(x)
     case 'up':
-      return blocks.Upsample(step.temporal, dtype, name=name)(x)
+      return blocks.Upsample(step.spatial, step.temporal, dtype, name=name)(x)
     case _:
       raise ValueError(f'unknown step {step.kind!r}')
 
@@ -76,7 +84,8 @@ class Encoder(nn.Module):
   def __call__(self, video: Float[Array, 'b F H W 3']) -> Float[Array, 'b f h w d']:
     """Mean and log-variance, one after the other in the channels."""
     width = 2 * self.cfg.latent_channels
-    x = blocks.CausalConv(self.cfg.width, dtype=self.dtype, name='conv_in')(video.astype(self.dtype))
+    x = rearrange(video.astype(self.dtype), 'b t (h q) (w r) c -> b t h w (c r q)', q=self.cfg.patch, r=self.cfg.patch)
+    x = blocks.CausalConv(self.cfg.width, dtype=self.dtype, name='conv_in')(x)
     for i, step in enumerate(encoder_steps(self.cfg)):
       x = run_step(step, x, name=f'down_{i}', dtype=self.dtype)
     x = run_middle(x, self.dtype)
@@ -98,7 +107,8 @@ class Decoder(nn.Module):
     for i, step in enumerate(decoder_steps(self.cfg)):
       x = run_step(step, x, name=f'up_{i}', dtype=self.dtype)
     x = nn.silu(blocks.ChannelNorm(self.dtype, name='norm_out')(x))
-    return blocks.CausalConv(3, dtype=self.dtype, name='conv_out')(x).astype(jnp.float32)
+    x = blocks.CausalConv(3 * self.cfg.patch**2, dtype=self.dtype, name='conv_out')(x).astype(jnp.float32)
+    return rearrange(x, 'b t h w (c r q) -> b t (h q) (w r) c', q=self.cfg.patch, r=self.cfg.patch)
 
 
 def stream(net: nn.Module, params, x: Float[Array, 'b t h w c'], size: int) -> Array:
@@ -134,7 +144,7 @@ class WanVAE:
   @property
   def stride(self) -> tuple[int, int]:
     """Pixels per latent place, in (time, space)."""
-    return 2 ** sum(self.cfg.temporal), 2 ** (len(self.cfg.mult) - 1)
+    return stride(self.cfg)
 
   @property
   def encoder(self) -> Encoder:

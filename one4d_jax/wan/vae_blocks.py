@@ -167,14 +167,16 @@ class FrameAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-  """Halves the frame size; with ``temporal`` also the frames after the first: ``1 + 2n`` become ``1 + n``."""
+  """With ``spatial`` halves the frame size, with ``temporal`` the frames after the first: ``1 + 2n`` become ``1 + n``."""
 
+  spatial: bool
   temporal: bool
   dtype: DType = jnp.float32
 
   @nn.compact
   def __call__(self, x: Video) -> Float[Array, 'b u i j c']:
-    x = FrameConv(x.shape[-1], stride=2, dtype=self.dtype, name='space')(x)
+    if self.spatial:
+      x = FrameConv(x.shape[-1], stride=2, dtype=self.dtype, name='space')(x)
     if not self.temporal:
       return x
     first, rest = split_first(self, x)
@@ -184,8 +186,9 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-  """Doubles the frame size and halves the channels; with ``temporal``, ``1 + n`` frames become ``1 + 2n``."""
+  """With ``spatial`` doubles the frame size and halves the channels; with ``temporal``, ``1 + n`` frames become ``1 + 2n``."""
 
+  spatial: bool
   temporal: bool
   dtype: DType = jnp.float32
 
@@ -198,5 +201,7 @@ class Upsample(nn.Module):
       rest = TimeConv(2 * c, dtype=self.dtype, name='time')(rest)
       rest = rearrange(rest, 'b t h w (two c) -> b (t two) h w c', two=2)
       x = jnp.concatenate([first, rest], axis=1)
+    if not self.spatial:
+      return x
     x = repeat(x, 'b t h w c -> b t (h i) (w j) c', i=2, j=2)
     return FrameConv(c // 2, dtype=self.dtype, name='space')(x)

@@ -9,8 +9,14 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 DATA = ('data.clips=4', 'data.validation_clips=1', 'data.height=32', 'data.width=32', 'data.frames=5')
 MODEL = (
-  'model.vae.width=8',
-  'model.vae.mult=[1,1,1,1]',
+  'model.vae.width=8',  # with Wan's resamplers and latent, which the tiny preset does without
+  'model.vae.patch=1',
+  'model.vae.latent_channels=16',
+  f'model.vae.latent_mean={[0.0] * 16}',
+  f'model.vae.latent_std={[1.0] * 16}',
+  'model.dit.in_channels=36',
+  'model.dit.out_channels=16',
+  'model.dit.patch=[1,2,2]',
   'model.dit.width=48',
   'model.dit.heads=2',
   'model.dit.ffn_width=64',
