@@ -153,7 +153,7 @@ def _normed(features: np.ndarray, norm: dict, constant: float) -> np.ndarray:
 
 
 def _write(conv: dict, taps: dict, bias: np.ndarray, constant: float = 0) -> None:
-  """The matrices of a convolution's taps, zero elsewhere, and ``constant`` in the last channel unless ``bias`` has it."""
+  """The matrices of a convolution's taps, zero elsewhere; ``constant`` in the last channel where ``bias`` has none."""
   conv['kernel'][:], conv['bias'][:-1], conv['bias'][-1] = 0, 0, constant
   for tap, matrix in taps.items():
     conv['kernel'][tap][: matrix.shape[0], : matrix.shape[1]] = matrix

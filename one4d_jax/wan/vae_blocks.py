@@ -167,7 +167,7 @@ class FrameAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-  """With ``spatial`` halves the frame size, with ``temporal`` the frames after the first: ``1 + 2n`` become ``1 + n``."""
+  """``spatial`` halves the frame size, ``temporal`` the frames after the first: ``1 + 2n`` become ``1 + n``."""
 
   spatial: bool
   temporal: bool
@@ -186,7 +186,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-  """With ``spatial`` doubles the frame size and halves the channels; with ``temporal``, ``1 + n`` frames become ``1 + 2n``."""
+  """``spatial`` doubles the frame size and halves the channels, ``temporal`` makes ``1 + n`` frames ``1 + 2n``."""
 
   spatial: bool
   temporal: bool

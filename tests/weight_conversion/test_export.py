@@ -178,7 +178,7 @@ def test_what_conversion_rounded_is_written_as_it_is_kept(tmp_path):
 
 def test_the_embedded_model_goes_out_and_in_again(tmp_path):
   """All but the VAE, of sizes that are none of Wan's: what they need is in their config.json."""
-  with pytest.raises(CheckpointError, match='patches of 8 x 8 pixels.*leave vae out'):
+  with pytest.raises(CheckpointError, match=r'patches of 8 x 8 pixels.*leave vae out'):
     flax_to_wan.export(None, tmp_path / 'out', list(command.PARTS))
   parts = [part for part in command.PARTS if part != 'vae']
   out = flax_to_wan.export(None, tmp_path / 'out', parts, names=['diffusers']) / 'diffusers'
