@@ -6,33 +6,31 @@
 
 ``paper`` is what the paper tells: 352 x 624, 81 frames, rank 64, 5500 steps of 8 x 4 samples, lr 1e-4, tasks
 .35/.30/.35; all of it stands in the defaults. It takes eight devices, a sample on each. ``one_gpu`` takes as many
-samples a step on one device, one after the other; ``pod`` all 32 at once, on as many devices. ``tiny`` needs no weights
-and no data but those that the other two stages make.
+samples a step on one device, one after the other; ``pod`` all 32 at once, on as many devices. ``tiny`` and ``small``
+need no weights and no data but those that the other two stages make.
 """
 
 from configs import tiny
 from one4d_jax.config import defaults
 
-PRESETS = ('paper', 'one_gpu', 'pod', 'tiny')
+PRESETS = ('paper', 'one_gpu', 'pod', 'tiny', 'small')
 
 
 def get_config(preset: str):
-  if preset != 'tiny':
-    c = defaults()
-    c.workdir = 'runs/one4d'
-    if preset == 'one_gpu':
-      c.train.batch, c.train.accumulation = 1, 32
-      c.model.remat = 'offload'
-    if preset == 'pod':
-      c.train.batch, c.train.accumulation = 32, 1
+  if preset in ('tiny', 'small'):
+    c = tiny.common(preset)
+    c.workdir = f'runs/{preset}/one4d'
+    c.model.weights = f'runs/{preset}/base/export'
+    c.train.batch, c.train.steps = (64, 20000) if preset == 'small' else (8, 1600)
+    c.train.learning_rate = 1e-3 if preset == 'small' else 2e-3
+    c.train.ema = 0.998
+    c.train.text_only = 0.1
     return c
-  c = tiny.common()
-  c.workdir = 'runs/tiny/one4d'
-  c.model.weights = 'runs/tiny/base/export'
-  c.train.steps = 2200
-  c.train.batch = 8
-  c.train.learning_rate = 2e-3
-  c.train.schedule = 'cosine'
-  c.train.ema = 0.998
-  c.train.text_only = 0.1
+  c = defaults()
+  c.workdir = 'runs/one4d'
+  if preset == 'one_gpu':
+    c.train.batch, c.train.accumulation = 1, 32
+    c.model.remat = 'offload'
+  if preset == 'pod':
+    c.train.batch, c.train.accumulation = 32, 1
   return c

@@ -33,6 +33,7 @@ COLUMNS = (
   ('depth', 'abs_rel', 'Abs Rel', 1, '.4f'),
   ('depth', 'delta1', 'δ < 1.25, %', 100, '.1f'),
   ('trajectory', 'ate', 'ATE', 1, '.4f'),
+  ('trajectory', 'ate_share', 'ATE, % of path', 100, '.1f'),
   ('trajectory', 'rpe_t', 'RPE-T', 1, '.4f'),
   ('trajectory', 'rpe_r', 'RPE-R, °', 1, '.3f'),
   ('geometry', 'focal_error', 'focal error, %', 100, '.2f'),

@@ -22,9 +22,14 @@ ALIGNMENTS = ('sim3', 'se3', 'none')
 
 @dataclasses.dataclass(frozen=True)
 class TrajectoryMetrics:
-  """``ate`` and ``rpe_t`` in units of the ground truth, ``rpe_r`` in degrees; ``scale`` is that of the alignment."""
+  """``ate`` and ``rpe_t`` in units of the ground truth, ``rpe_r`` in degrees; ``scale`` is that of the alignment.
+
+  ``ate_share`` is ATE over the extent of the true path, the largest distance of two of its centres; None where it does
+  not move.
+  """
 
   ate: float
+  ate_share: float | None
   rpe_t: float
   rpe_r: float
   scale: float
@@ -62,8 +67,11 @@ def trajectory_metrics(
   aligned = similarity.pose(pred)
   error = np.linalg.inv(_steps(gt)) @ _steps(aligned)
   off = np.linalg.norm(aligned[:, :3, 3] - gt[:, :3, 3], axis=-1)
+  centres = gt[:, :3, 3]
+  extent = np.linalg.norm(centres[:, None] - centres, axis=-1).max()
   return TrajectoryMetrics(
     ate=_rms(off),
+    ate_share=None if degenerate else float(_rms(off) / extent),
     rpe_t=_rms(np.linalg.norm(error[:, :3, 3], axis=-1)),
     rpe_r=_rms(np.degrees(angle(error[:, :3, :3]))),
     scale=similarity.scale,

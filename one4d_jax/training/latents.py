@@ -48,7 +48,8 @@ def identity(bundle: Bundle) -> dict[str, str | int]:
 
 def build(folder: pathlib.Path, clips, bundle: Bundle, *, name: str, sparse_masks: int):
   """Opens the latent shards of ``clips`` under the VAE of ``bundle``; makes them first if they are not there."""
-  path = pathlib.Path(folder) / f'{name}-latents-{bundle.hashes["vae"]}-{bundle.config.dit.text_len}'
+  known = identity(bundle)
+  path = pathlib.Path(folder) / f'{name}-latents-{known["vae"]}-{known["normalisation"][:4]}-{known["text_len"]}'
   if not path.exists():
     meta = {'vae': bundle.hashes['vae'], 'value': 'posterior mean, normalised per channel'}
     encoder = Encoder(bundle, sparse_masks=sparse_masks, features=False)

@@ -152,13 +152,17 @@ class VAEStage(Stage):
     return value, {'l1': mean(jnp.abs(error).mean()), 'kl': mean(kl), 'psnr': mean(psnr(decoded, video))}
 
   def finished(self, params):
-    """Latents are normalised by the statistics of both modalities over training clips."""
+    """Latents are normalised by the statistics of both modalities over training clips.
+
+    A mean for each channel, one scale for all: a channel that tells more of the pixels keeps more of the loss.
+    """
     encode = jax.jit(self.vae.encode)
     count = -(-64 // len(self.sets))
     clips = (np.stack(videos(one.records[i])) for one in self.sets for i in range(min(count, len(one.records))))
     z = np.concatenate([np.asarray(encode(params, clip)).reshape(-1, self.vae.cfg.latent_channels) for clip in clips])
-    channels = lambda f: tuple(np.round(f(z, axis=0).astype(float), 5).tolist())
-    vae = dataclasses.replace(self.vae.cfg, latent_mean=channels(np.mean), latent_std=channels(np.std))
+    channels = lambda values: tuple(np.round(values.astype(float), 5).tolist())
+    mean, scale = z.mean(axis=0), np.sqrt(z.var(axis=0).mean())
+    vae = dataclasses.replace(self.vae.cfg, latent_mean=channels(mean), latent_std=channels(np.full(mean.shape, scale)))
     config = dataclasses.replace(self.bundle.config, vae=vae)
     return Bundle({'vae': params}, config, self.bundle.record)
 

@@ -27,9 +27,12 @@ def counted(network, function, *inputs) -> float:
   return jax.jit(function).lower(params, *inputs).cost_analysis()['flops']
 
 
-@pytest.mark.parametrize('size', [(9, 64, 96), (17, 64, 64)])
-def test_operations_of_the_vae(size):
-  vae = WanVAE(VAEConfig(width=24))
+PATCHES = {'patch': 8, 'mult': (1, 1, 1), 'temporal': (True, True), 'res_blocks': 1}
+
+
+@pytest.mark.parametrize(('size', 'values'), [((9, 64, 96), {}), ((17, 64, 64), {}), ((17, 64, 96), PATCHES)])
+def test_operations_of_the_vae(size, values):
+  vae = WanVAE(VAEConfig(width=24, **values))
   latent = f32(1, (size[0] - 1) // 4 + 1, size[1] // 8, size[2] // 8, 16)
   assert operations.encode(vae.cfg, size) == pytest.approx(counted(vae, vae.encode, f32(1, *size, 3)), rel=0.05)
   assert operations.decode(vae.cfg, size) == pytest.approx(counted(vae, vae.decode, latent), rel=0.05)
