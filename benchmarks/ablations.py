@@ -1,0 +1,172 @@
+"""What One4D's parts are worth, on a world whose truth is known: models, observed frames, guidance, solvers.
+
+  python benchmarks/ablations.py models --steps 300 --batch 4
+  python benchmarks/ablations.py sampling
+
+``models`` trains every preset of ``configs/baselines.py`` that --models names on the embedded base, as often as there
+are seeds, and scores each at ``--at`` steps and at the end. ``sampling`` scores the embedded model at several shares of
+observed frames, strengths of guidance, solvers and numbers of steps. All is scored on the same held-out clips of the
+level medium. What is done is kept in ``--work``, so that an interrupted run goes on. Writes tables of docs/ablations.md.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from benchmarks import embedded, page  # noqa: E402
+from one4d_jax import cli  # noqa: E402
+
+MODELS = ('dlc', 'channel_concat', 'spatial_concat', 'shared_lora', 'no_links', 'links_first', 'links_last')
+SHOWN = ('psnr', 'abs_rel', 'delta1', 'focal_error', 'ate_share', 'edges')
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """How a clip is sampled; ``name`` is its row, ``group`` its table."""
+
+  group: str
+  name: str
+  task: str = 'video'
+  fraction: float = 1.0
+  guidance: float = 1.0
+  solver: str = 'euler'
+  steps: int = 50
+
+
+SAMPLING = (
+  Setting('observed', 'all frames'),
+  *(Setting('observed', f'{share:g}', 'sparse', share) for share in (0.5, 0.25, 0.1)),
+  Setting('observed', 'first', 'image'),
+  Setting('observed', 'text alone', 'text'),
+  *(Setting('guidance', f'{value:g}', 'image', guidance=value) for value in (1.0, 2.0, 4.0, 6.0)),
+  *(
+    Setting('solver', f'{solver}, {steps}', 'video', solver=solver, steps=steps)
+    for solver in ('euler', 'unipc', 'dpm++')
+    for steps in (10, 20, 50)
+  ),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+  p = page.parser('ablations', __doc__, page='docs/ablations.md')
+  p.add_argument('what', choices=('models', 'sampling'))
+  p.add_argument('--models', metavar='A,B,...', default=','.join(MODELS), help='presets (default: %(default)s)')
+  p.add_argument('--seeds', type=int, default=3, help='of training, or of sampling (default: %(default)s)')
+  p.add_argument('--steps', type=int, default=300, help='of training (default: %(default)s)')
+  p.add_argument('--batch', type=int, default=4, help='of training (default: %(default)s)')
+  p.add_argument('--train-clips', type=int, default=1000, help='(default: %(default)s)')
+  p.add_argument('--clips', type=int, default=8, help='held out, of the level medium (default: %(default)s)')
+  p.add_argument('--work', metavar='DIR', default='runs/ablations', help='(default: %(default)s)')
+  return p
+
+
+def scored(bundle, setting: Setting, *, seed: int, clips: int, folder: pathlib.Path) -> list[dict]:
+  """A row of ``embedded.FIGURES`` for each clip; kept in ``folder``."""
+  from one4d_jax.evaluation import benchmarks, methods, report
+  from one4d_jax.evaluation.benchmarks import EvalConfig
+
+  sampled = {name: getattr(setting, name) for name in ('task', 'fraction', 'guidance', 'solver', 'steps')}
+  cfg = EvalConfig(seed=seed, **sampled)
+  size = {name: getattr(bundle.config, name) for name in ('frames', 'height', 'width')}
+  predict, rows = methods.model(bundle, cfg), []
+  for i in range(clips):
+    path = folder / f'{setting.group}-{setting.name}-{seed}-{i:04d}.json'.replace(', ', '-').replace(' ', '_')
+    if not path.is_file():
+      truth = benchmarks.truth(benchmarks.held_out_clip('medium', i, **size), f'medium-{i:04d}')
+      report.write_json(path, embedded.figures(truth, predict(truth), cfg.protocol()))
+    rows.append(json.loads(path.read_text()))
+  return rows
+
+
+def trained(name: str, seed: int, args: argparse.Namespace, base: pathlib.Path) -> pathlib.Path:
+  """The bundle of one run of training, made by the command that a user runs."""
+  run = pathlib.Path(args.work) / f'{name}-{args.steps}x{args.batch}-seed{seed}'
+  if not (run / 'export').is_dir():
+    changes = {'steps': args.steps, 'batch': args.batch, 'seed': seed, 'validate_every': 0, 'ema': 0.99, 'keep': 1}
+    values = {f'train.{key}': value for key, value in changes.items()}
+    values |= {'model.weights': base, 'data.cache': pathlib.Path(args.work) / 'data', 'data.clips': args.train_clips}
+    command = [
+      sys.executable,
+      '-m',
+      'one4d_jax.train',
+      '--config',
+      f'configs/baselines.py:{name}',
+      '--workdir',
+      str(run),
+    ]
+    subprocess.run([*command, *(f'--config.{key}={value}' for key, value in values.items())], cwd=ROOT, check=True)
+  return run / 'export'
+
+
+def models(args: argparse.Namespace) -> dict:
+  """``{task: {preset: [one row of mean figures a seed]}}``."""
+  from one4d_jax.model import bundle as bundles
+
+  base = pathlib.Path(args.work).resolve() / 'base'
+  if not base.is_dir():
+    bundles.save(bundles.load().untrained().without('adapters'), base)
+  found = {}
+  for seed in range(args.seeds):
+    for name in args.models.split(','):
+      bundle = bundles.load(trained(name, seed, args, base))
+      for task in ('video', 'image'):
+        setting = Setting('models', task, task, steps=20)
+        rows = scored(bundle, setting, seed=seed, clips=args.clips, folder=pathlib.Path(args.work) / bundle.hash)
+        found.setdefault(task, {}).setdefault(name, []).append(means(rows))
+  return found
+
+
+def sampling(args: argparse.Namespace) -> dict:
+  """``{group: {setting: [one row of mean figures a seed]}}``."""
+  from tqdm import tqdm
+
+  from one4d_jax.model import bundle as bundles
+
+  bundle, found = bundles.load(), {}
+  for setting in tqdm(SAMPLING, unit='setting'):
+    for seed in range(args.seeds):
+      rows = scored(bundle, setting, seed=seed, clips=args.clips, folder=pathlib.Path(args.work) / bundle.hash)
+      found.setdefault(setting.group, {}).setdefault(setting.name, []).append(means(rows))
+  return found
+
+
+def means(rows: list[dict]) -> dict[str, float | None]:
+  """Over clips; of figures that a few clips without parallax would decide, the median."""
+  pooled = embedded.pooled([{'task': '', 'level': '', **row} for row in rows])['']['']
+  how = lambda name: 'median' if name in embedded.MEDIAN else 'mean'
+  return {name: pooled.get(name, {}).get(how(name)) for name in embedded.FIGURES}
+
+
+def table(rows: dict[str, list[dict]], heading: str) -> str:
+  """Mean and standard deviation over seeds."""
+  from one4d_jax.evaluation import report
+
+  def cell(seeds: list[dict], name: str) -> str:
+    _, factor, style = embedded.FIGURES[name]
+    known = [factor * row[name] for row in seeds if row[name] is not None]
+    return f'{np.mean(known):{style}} ± {np.std(known, ddof=1) if len(known) > 1 else 0:{style}}' if known else '-'
+
+  columns = (heading, *(embedded.FIGURES[name][0] for name in SHOWN))
+  return report.table([(name, *(cell(seeds, key) for key in SHOWN)) for name, seeds in rows.items()], columns)
+
+
+def main(args: argparse.Namespace) -> None:
+  out = pathlib.Path(args.out)
+  results = json.loads(out.read_text()) if out.is_file() else {}
+  made = models(args) if args.what == 'models' else sampling(args)
+  settings = {k: v for k, v in vars(args).items() if k in ('seeds', 'steps', 'batch', 'train_clips', 'clips')}
+  results[args.what] = {'settings': settings, 'rows': made}
+  named = {'video': 'video', 'image': 'image'}
+  tables = {f'{args.what}-{named.get(group, group)}': table(rows, group) for group, rows in made.items()}
+  page.record(args, results, tables)
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main, parser()))
