@@ -4,9 +4,9 @@
   python benchmarks/ablations.py sampling
 
 ``models`` trains every preset of ``configs/baselines.py`` that --models names on the embedded base, as often as there
-are seeds, and scores each at ``--at`` steps and at the end. ``sampling`` scores the embedded model at several shares of
-observed frames, strengths of guidance, solvers and numbers of steps. All is scored on the same held-out clips of the
-level medium. What is done is kept in ``--work``, so that an interrupted run goes on. Writes tables of docs/ablations.md.
+are seeds. ``sampling`` scores the embedded model at several shares of observed frames, strengths of guidance, solvers
+and numbers of steps. All is scored on the same held-out clips of the level medium. What is done is kept in ``--work``,
+so that an interrupted run goes on. Writes tables of docs/ablations.md.
 """
 
 import argparse
@@ -92,16 +92,9 @@ def trained(name: str, seed: int, args: argparse.Namespace, base: pathlib.Path) 
     changes = {'steps': args.steps, 'batch': args.batch, 'seed': seed, 'validate_every': 0, 'ema': 0.99, 'keep': 1}
     values = {f'train.{key}': value for key, value in changes.items()}
     values |= {'model.weights': base, 'data.cache': pathlib.Path(args.work) / 'data', 'data.clips': args.train_clips}
-    command = [
-      sys.executable,
-      '-m',
-      'one4d_jax.train',
-      '--config',
-      f'configs/baselines.py:{name}',
-      '--workdir',
-      str(run),
-    ]
-    subprocess.run([*command, *(f'--config.{key}={value}' for key, value in values.items())], cwd=ROOT, check=True)
+    command = [sys.executable, '-m', 'one4d_jax.train', '--config', f'configs/baselines.py:{name}']
+    changes = (f'--config.{key}={value}' for key, value in values.items())
+    subprocess.run([*command, '--workdir', str(run), *changes], cwd=ROOT, check=True)
   return run / 'export'
 
 
@@ -111,7 +104,7 @@ def models(args: argparse.Namespace) -> dict:
 
   base = pathlib.Path(args.work).resolve() / 'base'
   if not base.is_dir():
-    bundles.save(bundles.load().untrained().without('adapters'), base)
+    bundles.save(bundles.load().without('adapters'), base)
   found = {}
   for seed in range(args.seeds):
     for name in args.models.split(','):
@@ -163,8 +156,7 @@ def main(args: argparse.Namespace) -> None:
   made = models(args) if args.what == 'models' else sampling(args)
   settings = {k: v for k, v in vars(args).items() if k in ('seeds', 'steps', 'batch', 'train_clips', 'clips')}
   results[args.what] = {'settings': settings, 'rows': made}
-  named = {'video': 'video', 'image': 'image'}
-  tables = {f'{args.what}-{named.get(group, group)}': table(rows, group) for group, rows in made.items()}
+  tables = {f'{args.what}-{group}': table(rows, group) for group, rows in made.items()}
   page.record(args, results, tables)
 
 
