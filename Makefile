@@ -24,9 +24,7 @@ evaluate: $(VENV)/.core
 	$(BIN)/python -m one4d_jax.evaluate --config configs/eval.py:procedural --out runs/eval
 
 train-tiny: $(VENV)/.core
-	$(BIN)/python -m one4d_jax.train --config configs/vae.py:tiny
-	$(BIN)/python -m one4d_jax.train --config configs/base.py:tiny
-	$(BIN)/python -m one4d_jax.train --config configs/one4d.py:tiny
+	$(BIN)/python -m one4d_jax.train --recipe tiny
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,5 +1,6 @@
-"""Train one stage; running the same command again resumes it.
+"""Train one stage, or all three; running the same command again resumes it.
 
+python -m one4d_jax.train --recipe tiny
 python -m one4d_jax.train --config configs/one4d.py:tiny
 python -m one4d_jax.train --config configs/one4d.py --workdir runs/a --config.train.steps=1000
 """
@@ -18,7 +19,10 @@ from one4d_jax.parallel import distributed
 def parser() -> argparse.ArgumentParser:
   p = argparse.ArgumentParser(prog='python -m one4d_jax.train', description=__doc__.split('\n')[0])
   cli.add_config(p, default='configs/one4d.py')
-  p.add_argument('--workdir', metavar='DIR', help='checkpoints, metrics, pictures, export; default: from the config')
+  p.add_argument('--recipe', choices=('tiny', 'small'), help='from nothing: the presets of this name, VAE, base, One4D')
+  p.add_argument(
+    '--workdir', metavar='DIR', help='checkpoints, metrics, pictures, export; of a recipe a folder for each stage'
+  )
   p.add_argument('--resume', action='store_true', help='stop unless the workdir holds a checkpoint to go on from')
   p.add_argument('--no-plan-check', action='store_true', help='begin even if the memory cannot suffice')
   distributed.add_flags(p)
@@ -29,12 +33,28 @@ def main(args: argparse.Namespace) -> None:
   from one4d_jax import config as configs
   from one4d_jax.training.interrupt import Interrupt
 
-  config = configs.load(args.config, args.overrides)
-  workdir = pathlib.Path(args.workdir or config.workdir)
-  require_inputs(config)
+  chosen = recipe(args) if args.recipe else [configs.load(args.config, args.overrides)]
+  require_inputs(chosen[0])
   with distributed.start(args), Interrupt() as interrupt:
-    workdir.mkdir(parents=True, exist_ok=True)
-    train(config, workdir, interrupt, must_resume=args.resume, plan_check=not args.no_plan_check)
+    for config in chosen:
+      with distributed.main_first():  # which exports what the next stage starts from
+        require_inputs(config)
+      workdir = pathlib.Path(config.workdir if args.recipe else args.workdir or config.workdir)
+      workdir.mkdir(parents=True, exist_ok=True)
+      if not train(config, workdir, interrupt, must_resume=args.resume, plan_check=not args.no_plan_check):
+        return
+
+
+def recipe(args: argparse.Namespace) -> list:
+  """The configurations of the three stages, each on what the one before makes."""
+  from one4d_jax import config as configs
+
+  home, before, chosen = pathlib.Path(args.workdir or f'runs/{args.recipe}'), [], []
+  for stage in configs.STAGES:
+    places = [f'workdir={home / stage}', f'data.cache={home / "data"}', *before]
+    chosen.append(configs.load(f'configs/{stage}.py:{args.recipe}', [*args.overrides, *places]))
+    before = [f'model.weights={home / stage / "export"}']
+  return chosen
 
 
 def require_inputs(config) -> None:
@@ -86,7 +106,8 @@ def require_set(folder: pathlib.Path) -> None:
     )
 
 
-def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False, plan_check: bool = True) -> None:
+def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False, plan_check: bool = True) -> bool:
+  """One run, to its end and export; False if it was asked to stop before."""
   import jax
   from tqdm import tqdm
 
@@ -218,12 +239,12 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
   writer.close()
   if stopped and step < settings.steps:
     say(f'asked to stop: step {step} is saved; the same command continues')
-    return
+    return False
 
   # -- What the next stage, or sampling, starts from ---------------------------------------------------------------
   params = load.gathered(averaged(state))
   if not main:
-    return
+    return True
   finished = stage.finished(params)
   record = {
     'config': dataclasses.asdict(config),
@@ -235,6 +256,7 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
   finished = dataclasses.replace(finished, record=before.record | {name: record})
   bundles.save(finished, workdir / 'export')
   print(workdir / 'export')
+  return True
 
 
 def commit() -> str:

@@ -11,6 +11,9 @@ DATA = ('data.clips=4', 'data.validation_clips=1', 'data.height=32', 'data.width
 MODEL = (
   'model.vae.width=8',  # with Wan's resamplers and latent, which the tiny preset does without
   'model.vae.patch=1',
+  'model.vae.mult=[1,1,1,1]',
+  'model.vae.temporal=[false,true,true]',
+  'model.vae.res_blocks=1',
   'model.vae.latent_channels=16',
   f'model.vae.latent_mean={[0.0] * 16}',
   f'model.vae.latent_std={[1.0] * 16}',

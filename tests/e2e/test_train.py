@@ -13,7 +13,7 @@ from one4d_jax import cli
 from one4d_jax import train as trainer
 from one4d_jax.viewer.scene import load
 from tests import small
-from tests.e2e import ROOT, command, environment, run, train
+from tests.e2e import DATA, MODEL, ROOT, TRAIN, command, environment, run, train
 
 
 def steps(workdir: pathlib.Path) -> list[int]:
@@ -24,11 +24,14 @@ def steps(workdir: pathlib.Path) -> list[int]:
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """A bundle made by the three stages, two steps each."""
+  """A bundle made by the three stages, two steps each, by one command."""
   home = tmp_path_factory.mktemp('runs')
-  for stage in ('vae', 'base', 'one4d'):
-    done = run(train(stage, home, 'train.steps=2', 'train.accumulation=2'))
-    assert done.stdout.strip().endswith(f'{stage}/export')
+  values = (*DATA, *MODEL, *TRAIN, 'train.steps=2', 'train.accumulation=2')
+  arguments = ('--recipe', 'tiny', '--workdir', str(home), *(f'--config.{value}' for value in values))
+  done = run(command('one4d_jax.train', *arguments))
+  stages = ('vae', 'base', 'one4d')
+  assert done.stdout.split() == [str(home / stage / 'export') for stage in stages]
+  for stage in stages:
     assert (home / stage / 'validation-000002.png').is_file()
     assert list((home / stage / 'tensorboard').iterdir())
   return home
