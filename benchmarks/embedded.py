@@ -155,7 +155,7 @@ def tables(results: dict) -> dict[str, str]:
     for task, levels in results['pooled'].items()
     for level, of in levels.items()
   ]
-  headings = (heading + (' (median)' if name in MEDIAN else '') for name, (heading, *_) in FIGURES.items())
+  headings = [heading + (' (median)' if name in MEDIAN else '') for name, (heading, *_) in FIGURES.items()]
   targets = [
     (
       row['task'],
@@ -166,8 +166,10 @@ def tables(results: dict) -> dict[str, str]:
     )
     for row in results['targets']
   ]
+  headings = ('given', 'level', *headings)
   return {
-    'quality': report.table(quality, ('given', 'level', *headings)),
+    'quality': report.table(quality, headings),
+    'medium': report.table([(row[0], *row[2:]) for row in quality if row[1] == 'medium'], ('given', *headings[2:])),
     'targets': report.table(targets, ('given', 'level medium', 'target', 'measured', 'met')),
   }
 
@@ -193,7 +195,10 @@ def main(args: argparse.Namespace) -> None:
   save_png(sheet(work, args.clips), pathlib.Path(args.out).with_suffix('.png'))
   results = {'weights': bundle.hash, 'clips': args.clips, 'steps': args.steps, 'pooled': pooled(rows)}
   results |= {'targets': judged(results['pooled']), 'rows': rows}
-  page.record(args, results, tables(results))
+  made = tables(results)
+  page.record(args, results, {name: made[name] for name in ('quality', 'targets')})
+  if not args.weights:
+    page.publish(page.ROOT / 'README.md', 'embedded', made['medium'])
 
 
 if __name__ == '__main__':

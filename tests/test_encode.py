@@ -74,7 +74,7 @@ def test_records_hold_what_training_needs(data, whole):
   assert [record['id'] for record in found] == [row['id'] for row in clips.rows]
   for i, record in enumerate(found):
     assert record.keys() == FIELDS and record['caption'] == clips[i].caption
-    assert record['z'].shape == (2, 2, 4, 4, 16) and record['z_sparse'].shape == (2, 2, 4, 4, 16)
+    assert record['z'].shape == (2, 2, 4, 4, 96) and record['z_sparse'].shape == (2, 2, 4, 4, 96)
     assert record['observed_sparse'].shape == (2, 5) and record['observed_sparse'][:, [0, -1]].all()
     assert record['text'].shape == (len(record['caption'].encode()) + 1, 96)  # bytes and the end, no padding
     assert record['image'].shape == (17, 96)
