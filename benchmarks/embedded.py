@@ -77,7 +77,8 @@ def figures(truth, found, protocol) -> dict[str, float | None]:
   made = {name: report.value(row, parts[name], name) for name in FIGURES if name in parts}
   curve = row['frames'].get('abs_rel')
   made['first'] = curve[0] if curve else None
-  made['flow'] = flow(np.asarray(found.rgb)) / flow(signed(truth.rgb))
+  moves = flow(signed(truth.rgb))
+  made['flow'] = flow(np.asarray(found.rgb)) / moves if moves > 0.05 else None  # some clips stand still
   return made
 
 
