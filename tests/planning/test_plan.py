@@ -143,7 +143,8 @@ def test_train_ends_with_status_3(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr('one4d_jax.parallel.load.part', lambda *args, **kwargs: pytest.fail('weights were loaded'))
   from one4d_jax.model.files import EMBEDDED
 
-  argv = ['--config', 'configs/one4d.py:tiny', f'--config.model.weights={EMBEDDED}', '--workdir', str(tmp_path / 'run')]
+  argv = ['--config', 'configs/one4d.py:tiny', f'--config.model.weights={EMBEDDED}', '--config.train.batch=8']
+  argv += ['--workdir', str(tmp_path / 'run')]
   assert cli.run(train.main, train.parser(), argv) == 3
   assert 'this host has 0.0 GiB' in capsys.readouterr().err
   monkeypatch.setattr('one4d_jax.parallel.load.open_bundle', lambda path: pytest.fail('as far as this'))

@@ -23,7 +23,8 @@ from one4d_jax.model.dlc import RGB, XYZ
 from one4d_jax.model.one4d import AdapterConfig, One4D
 from one4d_jax.model.umc import Condition
 from one4d_jax.wan import dit
-from one4d_jax.wan.config import DiTConfig
+from one4d_jax.wan.config import DiTConfig, VAEConfig
+from one4d_jax.wan.vae import WanVAE
 from weight_conversion import command, control, describe, flax_to_wan, import_lora, leaves, lora, rules, stream, tables
 from weight_conversion.reader import Safetensors
 from weight_conversion.wan_to_flax import convert_release
@@ -176,29 +177,41 @@ def test_what_conversion_rounded_is_written_as_it_is_kept(tmp_path):
       assert kept[weight].dtype == np.float32 and np.all(np.abs(kept[weight] - given[weight]) <= 0.501 * step)
 
 
-def test_the_embedded_model_goes_out_and_in_again(tmp_path):
-  """All but the VAE, of sizes that are none of Wan's: what they need is in their config.json."""
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """The embedded model, but a VAE that Wan's layouts have a place for."""
+  cfg, embedded = VAEConfig(width=8, res_blocks=1), bundles.load()
+  params = nn.unbox(jax.jit(WanVAE(cfg).init)(jax.random.key(0)))
+  folder = tmp_path_factory.mktemp('trained') / 'bundle'
+  bundles.save(embedded.replace({'vae': params}, config=dataclasses.replace(embedded.config, vae=cfg)), folder)
+  return folder
+
+
+def test_a_vae_of_patches_is_refused(tmp_path):
   with pytest.raises(CheckpointError, match=r'patches of 8 x 8 pixels.*leave vae out'):
     flax_to_wan.export(None, tmp_path / 'out', list(command.PARTS))
-  parts = [part for part in command.PARTS if part != 'vae']
-  out = flax_to_wan.export(None, tmp_path / 'out', parts, names=['diffusers']) / 'diffusers'
+
+
+def test_a_model_trained_here_goes_out_and_in_again(trained, tmp_path):
+  """All four networks, whose sizes are none of Wan's: what they need is in their config.json."""
+  out = flax_to_wan.export(trained, tmp_path / 'out', list(command.PARTS), names=['diffusers']) / 'diffusers'
   (out / 'tokenizer').mkdir()
   (out / 'tokenizer/spiece.model').write_bytes(b'pieces')
   again = convert_release(out, tmp_path / 'bundle', dtype='float32')
-  embedded, (sizes, _) = bundles.load(), bundles.describe(again)
-  for part, field in (('base', 'dit'), ('text', 'text'), ('image', 'image')):
-    due = getattr(embedded.config, field)
+  given, (sizes, _) = bundles.load(trained), bundles.describe(again)
+  for part, field in (('base', 'dit'), ('vae', 'vae'), ('text', 'text'), ('image', 'image')):
+    due = getattr(given.config, field)
     due = dataclasses.replace(due, tokenizer='umt5') if part == 'text' else due
     due = (
       dataclasses.replace(due, text_len=DiTConfig.text_len) if part == 'base' else due
     )  # diffusers has no word for it
     assert getattr(sizes, field) == due
     arrays = leaves.open_part(again / part)
-    flat = traverse_util.flatten_dict(embedded.params[part], sep='/')
+    flat = traverse_util.flatten_dict(given.params[part], sep='/')
     assert arrays.keys() == flat.keys()
     for name, value in flat.items():
       np.testing.assert_array_equal(arrays[name][...], value, err_msg=name)
-  twice = flax_to_wan.export(again, tmp_path / 'twice', parts, names=['diffusers']) / 'diffusers'
+  twice = flax_to_wan.export(again, tmp_path / 'twice', list(command.PARTS), names=['diffusers']) / 'diffusers'
   for path in out.rglob('*.safetensors'):
     same(path, twice / path.relative_to(out))
   assert (twice / 'tokenizer/spiece.model').read_bytes() == b'pieces'
@@ -440,11 +453,11 @@ def test_what_exports_hold_of_models_with_fewer_links(tmp_path):
 
 
 @pytest.mark.parity
-def test_diffusers_and_transformers_load_every_part(tmp_path):
+def test_diffusers_and_transformers_load_every_part(trained, tmp_path):
   """Nothing missing, nothing left over, sizes from our config.json."""
   torch = pytest.importorskip('torch')
   diffusers, transformers = pytest.importorskip('diffusers'), pytest.importorskip('transformers')
-  out = flax_to_wan.export(None, tmp_path / 'out', list(command.PARTS), names=['diffusers']) / 'diffusers'
+  out = flax_to_wan.export(trained, tmp_path / 'out', list(command.PARTS), names=['diffusers']) / 'diffusers'
   for cls, folder, file in (
     (diffusers.WanTransformer3DModel, 'transformer', 'diffusion_pytorch_model'),
     (diffusers.AutoencoderKLWan, 'vae', 'diffusion_pytorch_model'),
