@@ -117,9 +117,9 @@ def test_asked_to_stop_training_saves_and_goes_on(trained, tmp_path):
   assert process.wait(timeout=120) == 0
   saved = max(small.whole(workdir))
   assert f'asked to stop: step {saved} is saved' in log.read_text() and saved < 40
-  again = run([*arguments, '--resume', '--config.train.learning_rate=1e-4'])
+  again = run([*arguments, '--resume', '--config.train.learning_rate=2e-4'])
   assert f'resumed at step {saved}' in again.stderr
-  assert 'changed since then: train.learning_rate: 0.004 -> 0.0001' in again.stderr
+  assert 'changed since then: train.learning_rate: 0.0001 -> 0.0002' in again.stderr
   error = run([*arguments, '--resume', '--workdir', str(tmp_path / 'elsewhere')], status=2).stderr
   assert 'no checkpoint in' in error and '--resume' in error
 
