@@ -5,7 +5,7 @@ counted.
 """
 
 from one4d_jax.wan.config import CLIPConfig, UMT5Config, VAEConfig
-from one4d_jax.wan.vae import Step, decoder_steps, encoder_steps, stride
+from one4d_jax.wan.vae import Step, WanVAE, decoder_steps, encoder_steps
 
 _Size = tuple[int, int, int]  # frames, height, width
 
@@ -23,7 +23,7 @@ def encode(cfg: VAEConfig, size: _Size) -> int:
 
 def decode(cfg: VAEConfig, size: _Size) -> int:
   """Of a latent to the video ``size``."""
-  time, space = stride(cfg)
+  time, space = WanVAE(cfg).stride
   size = (size[0] - 1) // time + 1, size[1] // space, size[2] // space
   width = cfg.width * cfg.mult[-1]
   count = _conv(size, 1, cfg.latent_channels, cfg.latent_channels) + _conv(size, 27, cfg.latent_channels, width)

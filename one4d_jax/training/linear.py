@@ -17,6 +17,7 @@ import numpy as np
 from einops import rearrange
 
 from one4d_jax.wan.config import VAEConfig
+from one4d_jax.wan.vae import patchify
 
 CONSTANT = 6.0  # the last channel, in usual lengths of the others
 SMALL = 0.03  # size of channels in a half's last norm: silu is nearly linear there
@@ -40,9 +41,7 @@ def start(cfg: VAEConfig, params: dict, clips: Sequence[np.ndarray]) -> dict:
   params = jax.tree.map(np.array, params)
   encoder, decoder = params['encoder'], params['decoder']
   count, constant = cfg.width - 1, CONSTANT * np.sqrt(cfg.width)
-  patches = np.concatenate(
-    [rearrange(c, 'b t (h q) (w r) c -> b t h w (c r q)', q=cfg.patch, r=cfg.patch) for c in clips]
-  )
+  patches = np.concatenate([patchify(clip, cfg.patch) for clip in clips])
 
   # -- In: the components of a patch, in one scale that makes them sqrt(width) long
   mean, axes, deviation = _components(_rows(patches), count)

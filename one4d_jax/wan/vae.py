@@ -27,9 +27,9 @@ class Step(NamedTuple):
   temporal: bool = False
 
 
-def stride(cfg: VAEConfig) -> tuple[int, int]:
-  """Pixels per latent place, in (time, space)."""
-  return 2 ** sum(cfg.temporal), cfg.patch if cfg.patch > 1 else 2 ** (len(cfg.mult) - 1)
+def patchify(video, patch: int):
+  """``[b t H W 3]`` to ``[b t h w 3 patch^2]``, the squares of pixels that the encoder takes; NumPy or JAX."""
+  return rearrange(video, 'b t (h q) (w r) c -> b t h w (c r q)', q=patch, r=patch)
 
 
 def encoder_steps(cfg: VAEConfig) -> tuple[Step, ...]:
@@ -84,7 +84,7 @@ class Encoder(nn.Module):
   def __call__(self, video: Float[Array, 'b F H W 3']) -> Float[Array, 'b f h w d']:
     """Mean and log-variance, one after the other in the channels."""
     width = 2 * self.cfg.latent_channels
-    x = rearrange(video.astype(self.dtype), 'b t (h q) (w r) c -> b t h w (c r q)', q=self.cfg.patch, r=self.cfg.patch)
+    x = patchify(video.astype(self.dtype), self.cfg.patch)
     x = blocks.CausalConv(self.cfg.width, dtype=self.dtype, name='conv_in')(x)
     for i, step in enumerate(encoder_steps(self.cfg)):
       x = run_step(step, x, name=f'down_{i}', dtype=self.dtype)
@@ -144,7 +144,8 @@ class WanVAE:
   @property
   def stride(self) -> tuple[int, int]:
     """Pixels per latent place, in (time, space)."""
-    return stride(self.cfg)
+    space = self.cfg.patch if self.cfg.patch > 1 else 2 ** (len(self.cfg.mult) - 1)
+    return 2 ** sum(self.cfg.temporal), space
 
   @property
   def encoder(self) -> Encoder:
