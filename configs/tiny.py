@@ -10,7 +10,6 @@ from one4d_jax.config import defaults
 def common(preset: str):
   c, small = defaults(), preset == 'small'
   c.model.dtype = 'bfloat16' if small else 'float32'
-  c.model.remat = 'none'
 
   c.data.source = 'procedural'
   c.data.cache = f'runs/{preset}/data'
@@ -26,6 +25,7 @@ def common(preset: str):
   dit = c.model.dit
   dit.in_channels, dit.out_channels, dit.patch = channels + 4 + channels, channels, (1, 1, 1)
   dit.width, dit.ffn_width, dit.heads, dit.layers = (512, 1536, 8, 12) if small else (192, 512, 4, 6)
+  dit.prediction = 'v'  # few dimensions beside those of the noise: docs/tiny.md
   dit.freq_width, dit.text_width, dit.text_len, dit.image_width = 128, 96, 160, 96
 
   text = c.model.text
@@ -39,6 +39,5 @@ def common(preset: str):
 
   c.train.accumulation, c.train.log_every, c.train.validate_every = 1, 20, 1000
   c.train.schedule = 'cosine'
-  c.train.shift = c.sample.shift = 2.0
   c.sample.steps, c.sample.guidance = 20, 1.0
   return c

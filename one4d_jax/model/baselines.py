@@ -27,7 +27,7 @@ from one4d_jax.checks import checked
 from one4d_jax.model import dlc
 from one4d_jax.model.one4d import AdapterConfig, One4D, base_shapes, trained_copy
 from one4d_jax.model.umc import Condition
-from one4d_jax.nn import embed, lora, partition
+from one4d_jax.nn import lora, partition
 from one4d_jax.wan import dit
 from one4d_jax.wan.config import DiTConfig
 
@@ -59,9 +59,9 @@ class OneSequence(One4D):
       policy=self.remat,
     )[0]
 
-  def videos(self, out: Float[Array, '2 b s p'], grid: tuple[int, int, int]) -> Float[Array, '2 b f h w c']:
-    """The head's patches of both modalities as latents."""
-    return embed.unpatchify(partition.constrain(out, 'modality', 'batch', None, None), grid, self.cfg.patch)
+  def read_out(self, out: Float[Array, '2 b s p'], grid: tuple[int, int, int], z: Array, sigma: Array) -> Array:
+    """The velocity, from the head's patches of both modalities."""
+    return dit.read_out(self.cfg, partition.constrain(out, 'modality', 'batch', None, None), grid, z, sigma)
 
 
 class ChannelConcat(OneSequence):
@@ -104,7 +104,7 @@ class ChannelConcat(OneSequence):
     x = self.through(base, adapters, x, context)
     heads = base['head'], base['head'] | {'out': adapters['out_xyz']}
     out = jnp.stack([dit.WanHead(cfg, precision).apply({'params': head}, x, e) for head in heads])
-    return self.videos(out, grid)
+    return self.read_out(out, grid, z, sigma)
 
 
 class SpatialConcat(OneSequence):
@@ -145,7 +145,7 @@ class SpatialConcat(OneSequence):
     x = jnp.concatenate([x[dlc.RGB], x[dlc.XYZ] + adapters['modality_xyz'].astype(x.dtype)], axis=1)
     x = self.through(base, adapters, x, context._replace(cos=cos, sin=sin))
     x = jnp.stack(jnp.split(x, 2, axis=1))
-    return self.videos(dit.WanHead(cfg, precision).apply({'params': base['head']}, x, e), grid)
+    return self.read_out(dit.WanHead(cfg, precision).apply({'params': base['head']}, x, e), grid, z, sigma)
 
 
 class SharedLora(One4D):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from one4d_jax.checks import checked
 from one4d_jax.model import dlc
 from one4d_jax.model.umc import Condition
-from one4d_jax.nn import embed, lora, partition
+from one4d_jax.nn import lora, partition
 from one4d_jax.wan import dit
 from one4d_jax.wan.config import DiTConfig
 
@@ -115,4 +115,4 @@ class One4D:
     )
     out = dit.WanHead(cfg, precision).apply({'params': base['head']}, x, e)
     out = partition.constrain(out, 'modality', 'batch', None, None)  # whole again, for pixels do not follow tokens
-    return embed.unpatchify(out, grid, cfg.patch)
+    return dit.read_out(cfg, out, grid, z, sigma)

@@ -201,6 +201,28 @@ def token_grid(cfg: DiTConfig, shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 @checked
+def read_out(
+  cfg: DiTConfig,
+  out: Float[Array, '*m b s p'],
+  grid: tuple[int, int, int],
+  z: Float[Array, '*m b f h w c'],
+  sigma: Float[Array, 'b'],
+) -> Float[Array, '*m b f h w c']:
+  """The velocity of the flow at ``z``, from the patches that the head gives; float32.
+
+  With ``prediction='v'`` they are ``((1 - sigma) eps - sigma x) / n`` with ``n^2 = (1 - sigma)^2 + sigma^2`` (Salimans
+  and Ho, arXiv 2202.00512): near noise the clean latent ``x`` alone, so that a narrow network need not carry the noise
+  of many channels through, and near data the noise.
+  """
+  out = embed.unpatchify(out, grid, cfg.patch)
+  if cfg.prediction == 'flow':
+    return out
+  sigma = sigma[:, None, None, None, None]
+  squared = jnp.square(1 - sigma) + jnp.square(sigma)
+  return (2 * sigma - 1) / squared * z.astype(jnp.float32) + out * jax.lax.rsqrt(squared)
+
+
+@checked
 def velocity(
   cfg: DiTConfig,
   base: dict,
@@ -228,4 +250,4 @@ def velocity(
   tokens, _ = jax.lax.scan(remat.layer(layer, policy), tokens, base['blocks'])
   out = WanHead(cfg, precision).apply({'params': base['head']}, tokens, e)
   out = partition.constrain(out, 'batch', None, None)
-  return embed.unpatchify(out, grid, cfg.patch)
+  return read_out(cfg, out, grid, x[..., : cfg.out_channels], timestep / 1000)
