@@ -26,7 +26,7 @@ from one4d_jax.nn import remat
 from one4d_jax.parallel import mesh, sequence
 from one4d_jax.structs import from_dict
 from one4d_jax.training import moments
-from one4d_jax.wan.config import PREDICTIONS, CLIPConfig, DiTConfig, UMT5Config, VAEConfig
+from one4d_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
 
 STAGES = ('vae', 'base', 'one4d')
 
@@ -254,7 +254,6 @@ def check(config: Config) -> None:
     problems.append(f"model.dtype={model.dtype!r} must be 'bfloat16' or 'float32'")
   chosen = {
     'model.remat': (model.remat, remat.POLICIES),
-    'model.dit.prediction': (model.dit.prediction, PREDICTIONS),
     'parallel.attention': (config.parallel.attention, sequence.METHODS),
     'train.schedule': (train.schedule, ('constant', 'cosine')),
     'train.optimizer_state': (train.optimizer_state, moments.KINDS),

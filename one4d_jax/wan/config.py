@@ -2,8 +2,6 @@
 
 import dataclasses
 
-PREDICTIONS = ('flow', 'v')
-
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
@@ -21,7 +19,7 @@ class DiTConfig:
   text_len: int = 512
   image_width: int = 1280
   eps: float = 1e-6
-  prediction: str = 'flow'  # what the head gives: the velocity of the flow, or of a diffusion (dit.read_out)
+  sigma_data: float = 0.0  # above 0: what the head gives is preconditioned, see dit.read_out
 
 
 @dataclasses.dataclass(frozen=True)

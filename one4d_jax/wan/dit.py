@@ -208,18 +208,18 @@ def read_out(
   z: Float[Array, '*m b f h w c'],
   sigma: Float[Array, 'b'],
 ) -> Float[Array, '*m b f h w c']:
-  """The velocity of the flow at ``z``, from the patches that the head gives; float32.
+  """The velocity at ``z``, from the patches that the head gives; float32.
 
-  With ``prediction='v'`` they are ``((1 - sigma) eps - sigma x) / n`` with ``n^2 = (1 - sigma)^2 + sigma^2`` (Salimans
-  and Ho, arXiv 2202.00512): near noise the clean latent ``x`` alone, so that a narrow network need not carry the noise
-  of many channels through, and near data the noise.
+  With ``sigma_data`` above 0 the head is preconditioned as in EDM (Karras et al., arXiv 2206.00364): it gives the clean
+  latent where noise is large, and what is left of the noise where it is small. A narrow network then need not carry
+  the noise of many channels through.
   """
   out = embed.unpatchify(out, grid, cfg.patch)
-  if cfg.prediction == 'flow':
+  if not cfg.sigma_data:
     return out
-  sigma = sigma[:, None, None, None, None]
-  squared = jnp.square(1 - sigma) + jnp.square(sigma)
-  return (2 * sigma - 1) / squared * z.astype(jnp.float32) + out * jax.lax.rsqrt(squared)
+  sigma, variance = sigma[:, None, None, None, None], cfg.sigma_data**2
+  total = variance * jnp.square(1 - sigma) + jnp.square(sigma)  # of z, if the data had that deviation
+  return (sigma - variance * (1 - sigma)) / total * z.astype(jnp.float32) - out * jax.lax.rsqrt(total)
 
 
 @checked
