@@ -178,13 +178,14 @@ def plan(folder: pathlib.Path, what: Sequence[str], modalities: Sequence[str], n
   needed |= {'base', 'adapters'} if 'merged' in what else set()
   needed |= {'adapters'} if {'lora', 'control'} & set(what) else set()
   sizes, _ = bundle.describe(folder)
+  own = {
+    'vae': sizes.vae.patch > 1 and f'takes patches of {sizes.vae.patch} x {sizes.vae.patch} pixels',
+    'dit': sizes.dit.sigma_data and f'has a preconditioned head (sigma_data={sizes.dit.sigma_data:g})',
+  }
   for name in what:
     command.require_kind(folder, sizes.adapters.kind, name)
-  if 'vae' in what and sizes.vae.patch > 1:
-    raise CheckpointError(
-      f'the VAE of {folder} takes patches of {sizes.vae.patch} x {sizes.vae.patch} pixels and no other program knows '
-      'such a VAE of Wan2.1; leave vae out of --what'
-    )
+    if reason := own.get('dit' if name == 'merged' else name):
+      raise CheckpointError(f'{name} of {folder} {reason}, which no other program knows; leave {name} out of --what')
   places = find_parts(folder)
   if missing := sorted(needed - set(places)):
     raise CheckpointError(f'{folder} has no {", ".join(missing)}, which {", ".join(what)} need; it has {list(places)}')

@@ -111,3 +111,22 @@ def test_rope_splits_a_head_as_wan_does():
   assert cos.shape == (12, 64)
   np.testing.assert_allclose(angles[:22], np.arccos(np.cos(2 * 10000.0 ** (-np.arange(22) / 22))), atol=1e-3)
   np.testing.assert_allclose(angles[22:43], 10000.0 ** (-np.arange(21) / 21), atol=1e-3)
+
+
+def test_a_preconditioned_head_gives_the_latent_near_noise_and_the_noise_near_data():
+  cfg = DiTConfig(out_channels=3, patch=(1, 1, 1), sigma_data=0.5)
+  x, eps = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 5, 40, 50, 3)), jnp.float32)
+  x *= cfg.sigma_data
+  read = lambda out, z, sigma: dit.read_out(cfg, out.reshape(2, -1, 3), z.shape[1:4], z, jnp.full(2, sigma))
+  np.testing.assert_allclose(read(x, eps, 1.0), eps - x, atol=1e-5)
+  np.testing.assert_allclose(read(-cfg.sigma_data * eps, x, 0.0), eps - x, atol=1e-5)
+  for sigma in (0.1, 0.5, 0.9):  # between them, a head that gives nothing leaves the best linear guess
+    z, v = (1 - sigma) * x + sigma * eps, eps - x
+    slope = (z * v).sum() / (z * z).sum()
+    np.testing.assert_allclose(read(0 * z, z, sigma), slope * z, atol=0.1)
+
+
+def test_a_plain_head_gives_the_velocity():
+  cfg, out = DiTConfig(out_channels=1, patch=(1, 1, 2)), np.arange(8, dtype=np.float32).reshape(1, 4, 2)
+  made = dit.read_out(cfg, jnp.asarray(out), (1, 2, 2), jnp.ones((1, 1, 2, 4, 1)), jnp.ones(1))
+  np.testing.assert_array_equal(made[0, 0, :, :, 0], np.arange(8).reshape(2, 4))

@@ -179,17 +179,19 @@ def test_what_conversion_rounded_is_written_as_it_is_kept(tmp_path):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """The embedded model, but a VAE that Wan's layouts have a place for."""
+  """The embedded model, but a VAE and a head that Wan's layouts have a place for."""
   cfg, embedded = VAEConfig(width=8, res_blocks=1), bundles.load()
   params = nn.unbox(jax.jit(WanVAE(cfg).init)(jax.random.key(0)))
   folder = tmp_path_factory.mktemp('trained') / 'bundle'
-  bundles.save(embedded.replace({'vae': params}, config=dataclasses.replace(embedded.config, vae=cfg)), folder)
+  sizes = dataclasses.replace(embedded.config, vae=cfg, dit=dataclasses.replace(embedded.config.dit, sigma_data=0.0))
+  bundles.save(embedded.replace({'vae': params}, config=sizes), folder)
   return folder
 
 
-def test_a_vae_of_patches_is_refused(tmp_path):
-  with pytest.raises(CheckpointError, match=r'patches of 8 x 8 pixels.*leave vae out'):
-    flax_to_wan.export(None, tmp_path / 'out', list(command.PARTS))
+def test_what_no_other_program_knows_is_refused(tmp_path):
+  for name, why in (('vae', 'patches of 8 x 8 pixels'), ('dit', 'sigma_data=0.4'), ('merged', 'sigma_data=0.4')):
+    with pytest.raises(CheckpointError, match=f'^{name} of .*{why}.*leave {name} out'):
+      flax_to_wan.export(None, tmp_path / 'out', ['umt5', name])
 
 
 def test_a_model_trained_here_goes_out_and_in_again(trained, tmp_path):
