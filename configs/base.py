@@ -16,7 +16,7 @@ def get_config(preset: str):
   c.workdir = f'runs/{preset}/base'
   c.model.weights = f'runs/{preset}/vae/export'
   c.train.stage = 'base'
-  c.train.batch, c.train.steps = (64, 30000) if preset == 'small' else (4, 4000)
+  c.train.batch, c.train.steps = (64, 30000) if preset == 'small' else (4, 3600)
   c.train.learning_rate = 5e-4 if preset == 'small' else 2e-3
   c.train.ema = 0.998
   c.train.text_only = 0.2

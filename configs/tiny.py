@@ -25,7 +25,7 @@ def common(preset: str):
   dit = c.model.dit
   dit.in_channels, dit.out_channels, dit.patch = channels + 4 + channels, channels, (1, 1, 1)
   dit.width, dit.ffn_width, dit.heads, dit.layers = (512, 1536, 8, 12) if small else (192, 512, 4, 6)
-  dit.sigma_data = 0.4  # few dimensions beside those of the noise: docs/tiny.md
+  dit.sigma_data = 0.6  # few dimensions beside those of the noise: docs/tiny.md
   dit.freq_width, dit.text_width, dit.text_len, dit.image_width = 128, 96, 160, 96
 
   text = c.model.text

@@ -189,7 +189,7 @@ def trained(tmp_path_factory):
 
 
 def test_what_no_other_program_knows_is_refused(tmp_path):
-  for name, why in (('vae', 'patches of 8 x 8 pixels'), ('dit', 'sigma_data=0.4'), ('merged', 'sigma_data=0.4')):
+  for name, why in (('vae', 'patches of 8 x 8 pixels'), ('dit', 'sigma_data=0.6'), ('merged', 'sigma_data=0.6')):
     with pytest.raises(CheckpointError, match=f'^{name} of .*{why}.*leave {name} out'):
       flax_to_wan.export(None, tmp_path / 'out', ['umt5', name])
 
