@@ -1,12 +1,13 @@
 """What One4D's parts are worth, on a world whose truth is known: models, observed frames, guidance, solvers.
 
-  python benchmarks/ablations.py models --steps 300 --batch 4
+  python benchmarks/ablations.py models
+  python benchmarks/ablations.py models --groups kinds --seeds 1
   python benchmarks/ablations.py sampling
 
-``models`` trains every preset of ``configs/baselines.py`` that --models names on the embedded base, as often as there
-are seeds. ``sampling`` scores the embedded model at several shares of observed frames, strengths of guidance, solvers
-and numbers of steps. All is scored on the same held-out clips of the level medium. What is done is kept in ``--work``,
-so that an interrupted run goes on. Writes tables of docs/ablations.md.
+``models`` trains each of ``MODELS`` on the embedded base, as often as there are seeds. ``sampling`` scores the embedded
+model at several shares of observed frames, strengths of guidance, solvers and numbers of steps. All is scored on the
+same held-out clips of the level medium. What is done is kept in ``--work``, so that an interrupted run goes on. Writes
+tables of docs/ablations.md and a picture of each.
 """
 
 import argparse
@@ -23,8 +24,25 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import embedded, page  # noqa: E402
 from one4d_jax import cli  # noqa: E402
 
-MODELS = ('dlc', 'channel_concat', 'spatial_concat', 'shared_lora', 'no_links', 'links_first', 'links_last')
+DRAWN = ('psnr', 'abs_rel', 'ate_share', 'edges')
 SHOWN = ('psnr', 'abs_rel', 'delta1', 'focal_error', 'ate_share', 'edges')
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A preset of ``configs/baselines.py``, perhaps of another rank or trained for another time."""
+
+  preset: str = 'dlc'
+  rank: int | None = None
+  longer: float = 1  # times the steps
+
+
+MODELS = {  # by table and row; what stands in two tables is trained once
+  'kinds': {name: Model(name) for name in ('dlc', 'channel_concat', 'spatial_concat', 'shared_lora', 'no_links')},
+  'links': {name: Model(name) for name in ('no_links', 'links_one', 'links_first', 'links_last', 'dlc', 'links_all')},
+  'rank': {'4': Model(rank=4), '8': Model(rank=8), '16': Model(), '32': Model(rank=32)},
+  'steps': {'x 1/3': Model(longer=1 / 3), 'x 1': Model(), 'x 3': Model(longer=3)},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +75,7 @@ SAMPLING = (
 def parser() -> argparse.ArgumentParser:
   p = page.parser('ablations', __doc__, page='docs/ablations.md')
   p.add_argument('what', choices=('models', 'sampling'))
-  p.add_argument('--models', metavar='A,B,...', default=','.join(MODELS), help='presets (default: %(default)s)')
+  p.add_argument('--groups', metavar='A,B,...', default=','.join(MODELS), help='of models (default: %(default)s)')
   p.add_argument('--seeds', type=int, default=3, help='of training, or of sampling (default: %(default)s)')
   p.add_argument('--steps', type=int, default=300, help='of training (default: %(default)s)')
   p.add_argument('--batch', type=int, default=4, help='of training (default: %(default)s)')
@@ -85,34 +103,43 @@ def scored(bundle, setting: Setting, *, seed: int, clips: int, folder: pathlib.P
   return rows
 
 
-def trained(name: str, seed: int, args: argparse.Namespace, base: pathlib.Path) -> pathlib.Path:
+def trained(model: Model, seed: int, args: argparse.Namespace, base: pathlib.Path) -> pathlib.Path:
   """The bundle of one run of training, made by the command that a user runs."""
-  run = pathlib.Path(args.work) / f'{name}-{args.steps}x{args.batch}-seed{seed}'
+  steps, rank = round(args.steps * model.longer), f'-rank{model.rank}' if model.rank else ''
+  run = pathlib.Path(args.work) / f'{model.preset}{rank}-{steps}x{args.batch}-seed{seed}'
   if not (run / 'export').is_dir():
-    changes = {'steps': args.steps, 'batch': args.batch, 'seed': seed, 'validate_every': 0, 'ema': 0.99, 'keep': 1}
+    changes = {'steps': steps, 'batch': args.batch, 'seed': seed, 'validate_every': 0, 'ema': 0.99, 'keep': 1}
     values = {f'train.{key}': value for key, value in changes.items()}
     values |= {'model.weights': base, 'data.cache': pathlib.Path(args.work) / 'data', 'data.clips': args.train_clips}
-    command = [sys.executable, '-m', 'one4d_jax.train', '--config', f'configs/baselines.py:{name}']
+    if model.rank:  # of one size of updates, as the presets have it
+      values |= {'model.adapters.rank': model.rank, 'model.adapters.alpha': float(model.rank)}
+    command = [sys.executable, '-m', 'one4d_jax.train', '--config', f'configs/baselines.py:{model.preset}']
     changes = (f'--config.{key}={value}' for key, value in values.items())
     subprocess.run([*command, '--workdir', str(run), *changes], cwd=ROOT, check=True)
   return run / 'export'
 
 
 def models(args: argparse.Namespace) -> dict:
-  """``{task: {preset: [one row of mean figures a seed]}}``."""
+  """``{group: {row: [one row of mean figures a seed]}}``; a row for the whole video, and one for its first frame."""
+  from one4d_jax.errors import ConfigError
   from one4d_jax.model import bundle as bundles
 
+  groups = args.groups.split(',')
+  if unknown := set(groups) - set(MODELS):
+    raise ConfigError(f'--groups: no {", ".join(sorted(unknown))}; there are {", ".join(MODELS)}')
   base = pathlib.Path(args.work).resolve() / 'base'
   if not base.is_dir():
     bundles.save(bundles.load().without('adapters'), base)
   found = {}
-  for seed in range(args.seeds):
-    for name in args.models.split(','):
-      bundle = bundles.load(trained(name, seed, args, base))
-      for task in ('video', 'image'):
-        setting = Setting('models', task, task, steps=20)
-        rows = scored(bundle, setting, seed=seed, clips=args.clips, folder=pathlib.Path(args.work) / bundle.hash)
-        found.setdefault(task, {}).setdefault(name, []).append(means(rows))
+  for group in groups:
+    for task in ('video', 'image'):
+      setting = Setting('models', task, task, steps=20)
+      for name, model in MODELS[group].items():
+        rows = found.setdefault(group, {}).setdefault(f'{name}, {task}', [])
+        for seed in range(args.seeds):
+          bundle = bundles.load(trained(model, seed, args, base))
+          folder = pathlib.Path(args.work) / bundle.hash
+          rows.append(means(scored(bundle, setting, seed=seed, clips=args.clips, folder=folder)))
   return found
 
 
@@ -150,13 +177,38 @@ def table(rows: dict[str, list[dict]], heading: str) -> str:
   return report.table([(name, *(cell(seeds, key) for key in SHOWN)) for name, seeds in rows.items()], columns)
 
 
+def draw(made: dict[str, dict[str, list[dict]]], path: pathlib.Path) -> None:
+  """A row of panels for each table: every seed a dot, their mean a bar."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  heights = [len(rows) for rows in made.values()]
+  figure = Figure(figsize=(11, 0.9 * len(made) + 0.28 * sum(heights)), layout='constrained')
+  grid = figure.subplots(len(made), len(DRAWN), squeeze=False, sharey='row', height_ratios=heights)
+  for (group, rows), panels in zip(made.items(), grid, strict=True):
+    for name, axis in zip(DRAWN, panels, strict=True):
+      heading, factor, _ = embedded.FIGURES[name]
+      for y, seeds in enumerate(rows.values()):
+        known = [factor * row[name] for row in seeds if row[name] is not None]
+        axis.barh(y, np.mean(known) if known else 0, color='#9ecae1')
+        axis.plot(known, [y] * len(known), 'o', color='#08306b', markersize=3)
+      axis.set_yticks(range(len(rows)), rows)
+      axis.set_title(f'{group}: {heading}', fontsize=9)
+      axis.tick_params(labelsize=8)
+    panels[0].invert_yaxis()
+  FigureCanvasAgg(figure)
+  figure.savefig(path, dpi=110)
+
+
 def main(args: argparse.Namespace) -> None:
   out = pathlib.Path(args.out)
   results = json.loads(out.read_text()) if out.is_file() else {}
   made = models(args) if args.what == 'models' else sampling(args)
   settings = {k: v for k, v in vars(args).items() if k in ('seeds', 'steps', 'batch', 'train_clips', 'clips')}
-  results[args.what] = {'settings': settings, 'rows': made}
+  rows = results.get(args.what, {}).get('rows', {}) | made
+  results[args.what] = {'settings': settings, 'rows': rows}
   tables = {f'{args.what}-{group}': table(rows, group) for group, rows in made.items()}
+  draw(rows, out.with_name(f'{out.stem}-{args.what}.png'))
   page.record(args, results, tables)
 
 
