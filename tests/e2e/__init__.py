@@ -20,6 +20,7 @@ MODEL = (
   'model.dit.in_channels=36',
   'model.dit.out_channels=16',
   'model.dit.patch=[1,2,2]',
+  'model.dit.sigma_data=0.0',
   'model.dit.width=48',
   'model.dit.heads=2',
   'model.dit.ffn_width=64',
