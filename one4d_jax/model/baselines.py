@@ -70,7 +70,7 @@ class ChannelConcat(OneSequence):
   WVD (arXiv 2412.01821) trains a diffusion transformer on RGB and XYZ together and conditions it by inpainting. Here
   the base is frozen but for LoRA, as in One4D's comparison, and the condition is One4D's. The patch embedding is a
   trained copy with rows for the noisy XYZ, zero at first; the head has a second, trained projection, at first a copy
-  of the frozen one. A fresh model therefore gives the base's RGB velocity twice.
+  of the frozen one. What the heads of a fresh model give is twice the base's.
   """
 
   def init_adapters(self, key: jax.Array, base: dict) -> dict:
