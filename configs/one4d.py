@@ -25,7 +25,7 @@ def get_config(preset: str):
     c.train.learning_rate = 1e-3 if preset == 'small' else 2e-3
     c.train.ema = 0.998
     c.train.text_only = 0.1
-    c.train.shift = c.sample.shift = 10.0  # pointmaps are so smooth that only much noise hides them
+    c.train.shift, c.sample.shift = 10.0, 40.0  # pointmaps are so smooth that only much noise hides them
     return c
   c = defaults()
   c.workdir = 'runs/one4d'
