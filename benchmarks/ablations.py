@@ -132,14 +132,14 @@ def models(args: argparse.Namespace) -> dict:
     bundles.save(bundles.load().without('adapters'), base)
   found = {}
   for group in groups:
-    for task in ('video', 'image'):
-      setting = Setting('models', task, task, steps=20)
-      for name, model in MODELS[group].items():
-        rows = found.setdefault(group, {}).setdefault(f'{name}, {task}', [])
-        for seed in range(args.seeds):
-          bundle = bundles.load(trained(model, seed, args, base))
-          folder = pathlib.Path(args.work) / bundle.hash
-          rows.append(means(scored(bundle, setting, seed=seed, clips=args.clips, folder=folder)))
+    found[group] = {f'{name}, {task}': [] for task in ('video', 'image') for name in MODELS[group]}
+    for name, model in MODELS[group].items():
+      for seed in range(args.seeds):
+        bundle = bundles.load(trained(model, seed, args, base))
+        folder = pathlib.Path(args.work) / bundle.hash
+        for task in ('video', 'image'):
+          rows = scored(bundle, Setting('models', task, task, steps=20), seed=seed, clips=args.clips, folder=folder)
+          found[group][f'{name}, {task}'].append(means(rows))
   return found
 
 
@@ -164,13 +164,17 @@ def means(rows: list[dict]) -> dict[str, float | None]:
   return {name: pooled.get(name, {}).get(how(name)) for name in embedded.FIGURES}
 
 
+def values(seeds: list[dict], name: str) -> list[float]:
+  """A figure as it is shown, of the seeds that have it."""
+  return [embedded.FIGURES[name][1] * row[name] for row in seeds if row[name] is not None]
+
+
 def table(rows: dict[str, list[dict]], heading: str) -> str:
   """Mean and standard deviation over seeds."""
   from one4d_jax.evaluation import report
 
   def cell(seeds: list[dict], name: str) -> str:
-    _, factor, style = embedded.FIGURES[name]
-    known = [factor * row[name] for row in seeds if row[name] is not None]
+    known, style = values(seeds, name), embedded.FIGURES[name][2]
     return f'{np.mean(known):{style}} ± {np.std(known, ddof=1) if len(known) > 1 else 0:{style}}' if known else '-'
 
   columns = (heading, *(embedded.FIGURES[name][0] for name in SHOWN))
@@ -179,7 +183,6 @@ def table(rows: dict[str, list[dict]], heading: str) -> str:
 
 def draw(made: dict[str, dict[str, list[dict]]], path: pathlib.Path) -> None:
   """A row of panels for each table: every seed a dot, their mean a bar."""
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
   heights = [len(rows) for rows in made.values()]
@@ -187,16 +190,14 @@ def draw(made: dict[str, dict[str, list[dict]]], path: pathlib.Path) -> None:
   grid = figure.subplots(len(made), len(DRAWN), squeeze=False, sharey='row', height_ratios=heights)
   for (group, rows), panels in zip(made.items(), grid, strict=True):
     for name, axis in zip(DRAWN, panels, strict=True):
-      heading, factor, _ = embedded.FIGURES[name]
       for y, seeds in enumerate(rows.values()):
-        known = [factor * row[name] for row in seeds if row[name] is not None]
+        known = values(seeds, name)
         axis.barh(y, np.mean(known) if known else 0, color='#9ecae1')
         axis.plot(known, [y] * len(known), 'o', color='#08306b', markersize=3)
       axis.set_yticks(range(len(rows)), rows)
-      axis.set_title(f'{group}: {heading}', fontsize=9)
+      axis.set_title(f'{group}: {embedded.FIGURES[name][0]}', fontsize=9)
       axis.tick_params(labelsize=8)
     panels[0].invert_yaxis()
-  FigureCanvasAgg(figure)
   figure.savefig(path, dpi=110)
 
 

@@ -41,7 +41,6 @@ def curve(rows: list[dict], name: str, batch: int) -> dict[str, list[float]]:
 
 def draw(curves: dict[str, dict], path: pathlib.Path) -> None:
   """A panel for each stage."""
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(12, 3.6), layout='constrained')
@@ -53,7 +52,6 @@ def draw(curves: dict[str, dict], path: pathlib.Path) -> None:
     axis.yaxis.set_minor_formatter('{x:g}')
     axis.grid(alpha=0.3, which='both')
     axis.legend(frameon=False, fontsize=8)
-  FigureCanvasAgg(figure)
   figure.savefig(path, dpi=110)
 
 

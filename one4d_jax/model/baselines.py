@@ -27,7 +27,7 @@ from one4d_jax.checks import checked
 from one4d_jax.model import dlc
 from one4d_jax.model.one4d import AdapterConfig, One4D, base_shapes, trained_copy
 from one4d_jax.model.umc import Condition
-from one4d_jax.nn import lora, partition
+from one4d_jax.nn import lora
 from one4d_jax.wan import dit
 from one4d_jax.wan.config import DiTConfig
 
@@ -58,10 +58,6 @@ class OneSequence(One4D):
       precision=self.precision,
       policy=self.remat,
     )[0]
-
-  def read_out(self, out: Float[Array, '2 b s p'], grid: tuple[int, int, int], z: Array, sigma: Array) -> Array:
-    """The velocity, from the head's patches of both modalities."""
-    return dit.read_out(self.cfg, partition.constrain(out, 'modality', 'batch', None, None), grid, z, sigma)
 
 
 class ChannelConcat(OneSequence):

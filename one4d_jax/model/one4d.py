@@ -114,5 +114,9 @@ class One4D:
       policy=self.remat,
     )
     out = dit.WanHead(cfg, precision).apply({'params': base['head']}, x, e)
+    return self.read_out(out, grid, z, sigma)
+
+  def read_out(self, out: Float[Array, '2 b s p'], grid: tuple[int, int, int], z: Array, sigma: Array) -> Array:
+    """The velocity of both modalities, from the patches that the head gives."""
     out = partition.constrain(out, 'modality', 'batch', None, None)  # whole again, for pixels do not follow tokens
-    return dit.read_out(cfg, out, grid, z, sigma)
+    return dit.read_out(self.cfg, out, grid, z, sigma)
