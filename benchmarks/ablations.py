@@ -12,6 +12,7 @@ tables of docs/ablations.md and a picture of each.
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import subprocess
@@ -35,10 +36,24 @@ class Model:
   preset: str = 'dlc'
   rank: int | None = None
   longer: float = 1  # times the steps
+  equal_operations: bool = False  # as many steps as take the operations of ``dlc``, in place of as many
+
+  def steps(self, steps: int) -> int:
+    """Of its training, where ``dlc`` is trained for ``steps``."""
+    from one4d_jax import config
+
+    preset = lambda name: config.load(f'{ROOT}/configs/baselines.py:{name}').train.steps
+    share = preset(f'{self.preset}_flops') / preset('dlc') if self.equal_operations else 1
+    return round(steps * share * self.longer)
 
 
 MODELS = {  # by table and row; what stands in two tables is trained once
-  'kinds': {name: Model(name) for name in ('dlc', 'channel_concat', 'spatial_concat', 'shared_lora', 'no_links')},
+  'kinds': {
+    **{name: Model(name) for name in ('dlc', 'channel_concat', 'spatial_concat', 'shared_lora', 'no_links')},
+    **{
+      f'{name}, equal operations': Model(name, equal_operations=True) for name in ('channel_concat', 'spatial_concat')
+    },
+  },
   'links': {name: Model(name) for name in ('no_links', 'links_one', 'links_first', 'links_last', 'dlc', 'links_all')},
   'rank': {'4': Model(rank=4), '8': Model(rank=8), '16': Model(), '32': Model(rank=32)},
   'steps': {'x 1/3': Model(longer=1 / 3), 'x 1': Model(), 'x 3': Model(longer=3)},
@@ -87,25 +102,25 @@ def parser() -> argparse.ArgumentParser:
 
 def scored(bundle, setting: Setting, *, seed: int, clips: int, folder: pathlib.Path) -> list[dict]:
   """A row of ``embedded.FIGURES`` for each clip; kept in ``folder``."""
-  from one4d_jax.evaluation import benchmarks, methods, report
+  from one4d_jax.evaluation import benchmarks, methods
   from one4d_jax.evaluation.benchmarks import EvalConfig
 
   sampled = {name: getattr(setting, name) for name in ('task', 'fraction', 'guidance', 'solver', 'steps')}
   cfg = EvalConfig(seed=seed, **sampled)
   size = {name: getattr(bundle.config, name) for name in ('frames', 'height', 'width')}
-  predict, rows = methods.model(bundle, cfg), []
-  for i in range(clips):
-    path = folder / f'{setting.group}-{setting.name}-{seed}-{i:04d}.json'.replace(', ', '-').replace(' ', '_')
-    if not path.is_file():
-      truth = benchmarks.truth(benchmarks.held_out_clip('medium', i, **size), f'medium-{i:04d}')
-      report.write_json(path, embedded.figures(truth, predict(truth), cfg.protocol()))
-    rows.append(json.loads(path.read_text()))
-  return rows
+  predict = methods.model(bundle, cfg)
+
+  def row(i: int) -> dict:
+    truth = benchmarks.truth(benchmarks.held_out_clip('medium', i, **size), f'medium-{i:04d}')
+    return embedded.figures(truth, predict(truth), cfg.protocol())
+
+  name = f'{setting.group}-{setting.name}-{seed}'.replace(', ', '-').replace(' ', '_')
+  return [page.kept(folder / f'{name}-{i:04d}.json', functools.partial(row, i)) for i in range(clips)]
 
 
 def trained(model: Model, seed: int, args: argparse.Namespace, base: pathlib.Path) -> pathlib.Path:
   """The bundle of one run of training, made by the command that a user runs."""
-  steps, rank = round(args.steps * model.longer), f'-rank{model.rank}' if model.rank else ''
+  steps, rank = model.steps(args.steps), f'-rank{model.rank}' if model.rank else ''
   run = pathlib.Path(args.work) / f'{model.preset}{rank}-{steps}x{args.batch}-seed{seed}'
   if not (run / 'export').is_dir():
     changes = {'steps': steps, 'batch': args.batch, 'seed': seed, 'validate_every': 0, 'ema': 0.99, 'keep': 1}

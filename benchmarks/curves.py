@@ -56,10 +56,12 @@ def draw(curves: dict[str, dict], path: pathlib.Path) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+  from one4d_jax.training import metrics
+
   curves = {}
   for stage, names in SHOWN.items():
     run = pathlib.Path(args.runs) / stage
-    rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    rows = metrics.read(run)
     batch = json.loads((run / 'config.json').read_text())['train']['batch']
     curves[stage] = {name: curve(rows, name, batch) for name in names}
   out = pathlib.Path(args.out)

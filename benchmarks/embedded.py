@@ -9,8 +9,8 @@ Writes the tables of docs/tiny.md and a picture of clips made from one image.
 """
 
 import argparse
+import functools
 import itertools
-import json
 import pathlib
 import sys
 
@@ -61,9 +61,10 @@ def parser() -> argparse.ArgumentParser:
 
 def flow(video: np.ndarray) -> float:
   """Mean length in pixels of the optical flow between successive frames of ``[F H W 3]``."""
+  from skimage.color import rgb2gray
   from skimage.registration import optical_flow_ilk
 
-  grey = video @ np.array([0.299, 0.587, 0.114], np.float32)
+  grey = rgb2gray(video)
   return float(np.mean([np.hypot(*optical_flow_ilk(a, b, radius=5)) for a, b in itertools.pairwise(grey)]))
 
 
@@ -87,25 +88,24 @@ def measured(bundle, clips: int, steps: int, work: pathlib.Path) -> list[dict]:
   from tqdm import tqdm
 
   from one4d_jax.data.clip import signed
-  from one4d_jax.evaluation import benchmarks, methods, report
+  from one4d_jax.evaluation import benchmarks, methods
   from one4d_jax.evaluation.benchmarks import EvalConfig
 
   size = {name: getattr(bundle.config, name) for name in ('frames', 'height', 'width')}
   predict = {'vae': methods.round_trip(bundle, EvalConfig())}
   predict |= {task: methods.model(bundle, EvalConfig(task=task, steps=steps)) for task in TASKS}
+
+  def row(task: str, level: str, seed: int, path: pathlib.Path) -> dict:
+    truth = benchmarks.truth(benchmarks.held_out_clip(level, seed, **size), path.stem)
+    found = predict[task](truth)
+    np.savez_compressed(path.with_suffix('.npz'), made=(found.rgb * 127).astype(np.int8), true=signed(truth.rgb))
+    of_codes = {'xyz': xyz_error(bundle, methods.true_code(truth))} if task == 'vae' else {}
+    return {'task': task, 'level': level, 'seed': seed, **figures(truth, found, EvalConfig().protocol()), **of_codes}
+
   rows = []
   for task, level, seed in tqdm([(t, v, i) for t in predict for v in LEVELS for i in range(clips)], unit='clip'):
-    path = work / task / f'{level}-{seed:04d}'
-    if not path.with_suffix('.json').is_file():
-      truth = benchmarks.truth(benchmarks.held_out_clip(level, seed, **size), path.name)
-      found = predict[task](truth)
-      row = {'task': task, 'level': level, 'seed': seed, **figures(truth, found, EvalConfig().protocol())}
-      if task == 'vae':
-        row['xyz'] = xyz_error(bundle, methods.true_code(truth))
-      path.parent.mkdir(parents=True, exist_ok=True)
-      np.savez_compressed(path.with_suffix('.npz'), made=(found.rgb * 127).astype(np.int8), true=signed(truth.rgb))
-      report.write_json(path.with_suffix('.json'), row)
-    rows.append(json.loads(path.with_suffix('.json').read_text()))
+    path = work / task / f'{level}-{seed:04d}.json'
+    rows.append(page.kept(path, functools.partial(row, task, level, seed, path)))
   return rows
 
 

@@ -1,10 +1,11 @@
 """Where the measurements go: a JSON file, and a page of the documentation."""
 
 import argparse
+import importlib.metadata
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -25,6 +26,21 @@ def record(args: argparse.Namespace, results: dict, tables: Mapping[str, str]) -
     print(text)
     publish(page, name, text)
   print(f'{out} and {page} written')
+
+
+def versions(*names: str) -> dict[str, str]:
+  """Of installed packages."""
+  return {name: importlib.metadata.version(name) for name in names}
+
+
+def kept(path: pathlib.Path, make: Callable[[], dict]) -> dict:
+  """The row in ``path``; made now if an earlier run has not, so that an interrupted run goes on."""
+  from one4d_jax.evaluation.report import write_json
+
+  if not path.is_file():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, make())
+  return json.loads(path.read_text())
 
 
 def publish(page: pathlib.Path, name: str, text: str) -> None:

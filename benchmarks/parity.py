@@ -7,7 +7,6 @@ table in ``docs/conversion.md``.
 """
 
 import argparse
-import importlib.metadata
 import os
 import pathlib
 import sys
@@ -37,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
       for result in case(made):
         rows.append(result._asdict())
         print(line(rows[-1]), flush=True)
-  versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+  versions = page.versions(*PACKAGES)
   page.record(args, {'versions': versions, 'rows': rows}, {'parity': table(versions, rows)})
 
 

@@ -9,7 +9,6 @@ smoothness), all from the same closed-form start and on the same pixels, in turn
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -145,7 +144,7 @@ def main(args: argparse.Namespace) -> None:
     command = [sys.executable, __file__, '--memory', str(stride)]
     held.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
     print(held[-1], flush=True)
-  versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'numpy', 'optax')}
+  versions = page.versions('jax', 'jaxlib', 'numpy', 'optax')
   results = {'versions': versions, 'cores': os.cpu_count(), 'rows': rows, 'memory': held}
   page.record(args, results, {'postopt': table(versions, rows, held)})
 

@@ -10,6 +10,7 @@ from one4d_jax.config import defaults
 def common(preset: str):
   c, small = defaults(), preset == 'small'
   c.model.dtype = 'bfloat16' if small else 'float32'
+  c.model.remat = 'block' if small else 'none'
 
   c.data.source = 'procedural'
   c.data.cache = f'runs/{preset}/data'

@@ -111,6 +111,7 @@ class TrainConfig:
   optimizer_state: str = 'float32'  # or 'bfloat16', 'int8'
   ema: float = 0.0  # decay of the averaged weights; 0 keeps none
   shift: float = 5.0
+  shift_max: float = 0.0  # above 0: each sample's shift is drawn from `shift` to this, uniform in its logarithm
   tasks: tuple[float, ...] = (0.35, 0.30, 0.35)  # image, sparse, video
   text_only: float = 0.0  # of all samples: every frame unknown
   text_dropout: float = 0.1
@@ -274,6 +275,8 @@ def check(config: Config) -> None:
                       f'model.adapters.kind={kind} has one sequence; use fsdp, sequence or tensor')  # fmt: skip
     if sizes['cfg'] != 1:
       problems.append(f'parallel.mesh={config.parallel.mesh!r}: cfg is an axis of sampling; training has none')
+  if not 0 < train.shift <= (train.shift_max or train.shift):
+    problems.append(f'train.shift={train.shift} must be above 0, train.shift_max={train.shift_max} 0 (off) or no less')
   for name in ('spike', 'hang_seconds', 'keep_every', 'validate_every'):
     if getattr(train, name) < 0:
       problems.append(f'train.{name}={getattr(train, name)} must be 0 (off) or more')

@@ -120,7 +120,7 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
   from one4d_jax.parallel import mesh as meshes
   from one4d_jax.parallel.layout import MeshLayout, batch_sharding, check_batch, rows
   from one4d_jax.planning import guard
-  from one4d_jax.training import flops, latents, metrics
+  from one4d_jax.training import allocator, flops, latents, metrics
   from one4d_jax.training.checkpoint import Checkpoints, difference
   from one4d_jax.training.journal import Journal
   from one4d_jax.training.setup import setup
@@ -134,6 +134,8 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
   # -- The mesh ----------------------------------------------------------------------------------------------------
   mesh = meshes.make(config.parallel.mesh)
   layout = MeshLayout(mesh, config.parallel.attention)
+  if layout.platform == 'cpu':
+    allocator.keep_freed_memory()
 
   # -- What the stage builds on -----------------------------------------------------------------------------------
   before = bundles.Bundle({}, configs.sizes(config), {})

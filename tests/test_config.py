@@ -67,6 +67,8 @@ def test_overrides_reach_any_value():
     ('train.learning_rate=fast', "train.learning_rate='fast' must be of type float"),
     ('train.steps=true', 'train.steps=True must be of type int'),
     ('train.tasks=[1, 1, 1]', 'sum to 1'),
+    ('train.shift=0', 'train.shift=0.0 must be above 0'),
+    ('train.shift_max=0.5', 'train.shift_max=0.5 0 .off. or no less'),
     ('train.schedule=linear', "train.schedule='linear' must be one of constant, cosine"),
     ('train.keep_every=-1', r'must be 0 \(off\) or more'),
     ('parallel.attention=spiral', 'must be one of ulysses, ring'),

@@ -22,8 +22,15 @@ def shift(u, s: float):
 _shift = shift  # ``draw_sigma`` has an argument of that name
 
 
-def draw_sigma(key: jax.Array, shape: tuple[int, ...], *, shift: float) -> Float[Array, '...']:
-  """Noise levels for training, ``shift(U, s)`` with U uniform in [0, 1); float32."""
+def draw_sigma(key: jax.Array, shape: tuple[int, ...], *, shift: float, shift_max: float = 0.0) -> Float[Array, '...']:
+  """Noise levels for training, ``shift(U, s)`` with U uniform in [0, 1); float32.
+
+  With ``shift_max`` each has an ``s`` of its own, log-uniform from ``shift`` to ``shift_max``: for data with parts that
+  only much noise hides, and others that only little noise shows.
+  """
+  if shift_max:
+    key, key_shift = jax.random.split(key)
+    shift = shift * (shift_max / shift) ** jax.random.uniform(key_shift, shape)
   return _shift(jax.random.uniform(key, shape), shift)
 
 

@@ -79,5 +79,6 @@ def run(
       x = jax.lax.cond(slot < 0, lambda x: x, lambda x: control_link(x, adapters['links'][slot]), x)
     return x, None
 
-  x, _ = jax.lax.scan(remat.layer(layer, policy), x, (blocks, adapters['lora'], link_slots(link_layers, cfg.layers)))
+  layers = blocks, adapters['lora'], link_slots(link_layers, cfg.layers)
+  x, _ = jax.lax.scan(remat.layer(layer, policy), x, layers, unroll=remat.unroll(policy))
   return x

@@ -34,11 +34,11 @@ def local(
     return splash.splash(q, k, v)
   b, s, n, h = q.shape
   if s <= 2 * _CHUNK:
-    out = _fused(q, k, v)
+    out = _plain(q, k, v)
   else:
     padded = jnp.pad(q, ((0, 0), (0, -s % _CHUNK), (0, 0), (0, 0)))
     chunks = padded.reshape(b, -1, _CHUNK, n, h).swapaxes(0, 1)
-    out = jax.lax.map(jax.checkpoint(lambda chunk: _fused(chunk, k, v)), chunks)
+    out = jax.lax.map(jax.checkpoint(lambda chunk: _plain(chunk, k, v)), chunks)
     out = out.swapaxes(0, 1).reshape(b, -1, n, h)[:, :s]
   return remat.attention(out) if k.shape[1] == s else out  # text and image are attended to again for little
 
@@ -50,9 +50,16 @@ def _cudnn(q: Array, k: Array, v: Array) -> Array:
   if t % 2:
     count = lambda n: jnp.where(q[:, 0, 0, 0] == 0, n, n)  # mapped as q is: vmap of the kernel needs both lengths so
     lengths = {'query_seq_lengths': count(s), 'key_value_seq_lengths': count(t)}
-  return _fused(even(q), even(k), even(v), implementation='cudnn', **lengths)[:, :s]
-
-
-def _fused(q: Array, k: Array, v: Array, **options) -> Array:
   with jax.numpy_dtype_promotion('standard'):  # JAX's own attention promotes internally
-    return jax.nn.dot_product_attention(q, k, v, **options)
+    out = jax.nn.dot_product_attention(even(q), even(k), even(v), implementation='cudnn', **lengths)
+  return out[:, :s]
+
+
+def _plain(q: Array, k: Array, v: Array) -> Array:
+  """Heads come first, as products on a CPU want them, and the sum divides what is small: the output."""
+  scale = q.shape[-1] ** -0.5
+  q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+  logits = jnp.einsum('bnsh,bnth->bnst', q, k, preferred_element_type=jnp.float32) * scale
+  weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+  out = jnp.einsum('bnst,bnth->bnsh', weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+  return (out / weights.sum(axis=-1, keepdims=True)).astype(q.dtype).swapaxes(1, 2)

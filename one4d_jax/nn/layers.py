@@ -38,7 +38,9 @@ class Dense(nn.Module):
     if self.has_variable('lora', 'a'):
       a = _gathered(self.get_variable('lora', 'a'), (self.axes[0], None))
       b = _gathered(self.get_variable('lora', 'b'), (None, self.axes[1]))
-      y += (x @ a.astype(self.dtype)) @ b.astype(self.dtype)
+      if partition.platform() == 'cpu':  # its gradients sum over one axis; over more, XLA copies transposed arrays
+        x = x.reshape(-1, x.shape[-1])
+      y += ((x @ a.astype(self.dtype)) @ b.astype(self.dtype)).reshape(y.shape)
     return y
 
 

@@ -1,6 +1,6 @@
 """What the backward pass of a stack keeps of each layer, by name.
 
-none              everything (fastest, only for small models)
+none              everything, and layers stand one after the other in the program (fastest, only for small models)
 block             the input of each layer; the layer is computed again
 attention_saved   that, and what attention gave, so that attention is not computed again
 offload           the input of each layer, in pinned memory of the host
@@ -34,6 +34,11 @@ def layer(body: Callable, policy: str) -> Callable:
     ),
   }
   return functools.partial(jax.checkpoint, prevent_cse=False, policy=keep[policy])(body)
+
+
+def unroll(policy: str) -> bool:
+  """Whether the ``scan`` is unrolled: one that keeps everything would copy all of it into stacks."""
+  return policy == 'none'
 
 
 def _self_attention(primitive, query=None, key=None, *_, **__) -> bool:

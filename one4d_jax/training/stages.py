@@ -258,7 +258,8 @@ class FlowStage(Stage):
   def loss(self, params, frozen, batch, key):
     key_sigma, key_noise = jax.random.split(key)
     seen = batch['observed']
-    sigma = rectified.draw_sigma(key_sigma, (len(seen),), shift=self.config.train.shift)
+    cfg = self.config.train
+    sigma = rectified.draw_sigma(key_sigma, (len(seen),), shift=cfg.shift, shift_max=cfg.shift_max)
     whole, each = self.losses(params, frozen, batch, sigma, key_noise)
     tasks, metrics = umc.tasks(seen), {}
     for name, value, samples in zip(MODALITIES, whole, each):  # noqa: B905, the base stage has one modality

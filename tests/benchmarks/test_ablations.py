@@ -32,6 +32,14 @@ def test_every_row_is_in_the_picture(tmp_path):
   assert Image.open(tmp_path / 'a.png').size[0] > 800
 
 
+def test_steps_are_equal_or_take_equal_operations():
+  of = lambda name, model: ablations.MODELS[name][model].steps(300)
+  assert of('kinds', 'channel_concat') == of('kinds', 'spatial_concat') == of('kinds', 'dlc') == 300
+  assert of('kinds', 'channel_concat, equal operations') > 400
+  assert of('kinds', 'spatial_concat, equal operations') < 260
+  assert of('steps', 'x 1/3') == 100
+
+
 def test_an_unknown_group_names_those_that_there_are(tmp_path):
   args = ablations.parser().parse_args(['models', '--groups', 'kinds,ranks', '--work', str(tmp_path / 'work')])
   with pytest.raises(ConfigError, match='no ranks; there are kinds, links, rank, steps'):

@@ -57,6 +57,15 @@ def test_drawn_sigmas_follow_the_shift():
   )
 
 
+def test_a_range_of_shifts_draws_much_and_little_noise_more_often_than_its_middle():
+  draw = lambda **shifts: np.asarray(rectified.draw_sigma(jax.random.key(3), (20000,), **shifts))
+  middle, mixed = draw(shift=40**0.5), draw(shift=1.0, shift_max=40.0)
+  assert mixed.dtype == np.float32 and mixed.min() >= 0 and mixed.max() <= 1
+  for rare in (lambda sigma: sigma < 0.1, lambda sigma: sigma > 0.99):
+    assert rare(mixed).mean() > 1.3 * rare(middle).mean()
+  np.testing.assert_allclose(np.median(mixed), np.median(middle), atol=0.02)  # symmetric in the logarithm
+
+
 def test_loss_without_weight_is_the_mean_of_each_modality():
   v, target = pair()
   expected = np.square(np.asarray(v) - np.asarray(target)).mean(axis=(1, 2, 3, 4, 5))

@@ -1,0 +1,211 @@
+"""The DiT against diffusers and PEFT, and One4D's two branches against other ways to make two videos.
+
+  python benchmarks/dit.py
+  python benchmarks/dit.py --layers 2 --tokens 390 --rounds 3
+
+The width of Wan 1.3B with an image condition, batch 1, float32, random weights, as many threads for either. A step is
+forward, backward and AdamW of a LoRA of rank 64 on every linear of the blocks. Writes the tables of
+docs/performance.md.
+"""
+
+import argparse
+import itertools
+import os
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from benchmarks import page, race  # noqa: E402
+from one4d_jax import cli  # noqa: E402
+
+GRIDS = {390: (5, 6, 13), 1560: (5, 12, 26), 3120: (5, 24, 26)}  # tokens along frames, rows, columns
+RANK, TEXT, IMAGE = 64, 512, 257
+WORK = {  # what is run, and how much of the forward pass the backward pass does again
+  'forward': 'forward',
+  'step': 'step, nothing recomputed',
+  'step, block': 'step, blocks recomputed',
+}
+JOINED = ('two forwards', 'no_links', 'dlc', 'spatial_concat', 'channel_concat')
+
+
+def parser() -> argparse.ArgumentParser:
+  p = page.parser('dit', __doc__, page='docs/performance.md')
+  numbers = lambda text: [int(n) for n in text.split(',')]
+  p.add_argument('--layers', type=numbers, default=[2, 30], metavar='N,...', help='(default: 2,30)')
+  p.add_argument(
+    '--tokens', type=numbers, default=[390, 1560], metavar='N,...', help=f'of {", ".join(map(str, GRIDS))}'
+  )
+  p.add_argument('--rounds', type=int, default=5, help='(default: %(default)s)')
+  return p
+
+
+def build(entry: dict):
+  """The program of an entry; see ``race.enter``."""
+  yield from (theirs if entry['who'] == 'diffusers' else ours)(entry)
+
+
+def ours(entry: dict):
+  import flax.linen as nn
+  import jax
+  import jax.numpy as jnp
+  import optax
+
+  from one4d_jax.model import baselines, dlc
+  from one4d_jax.model.one4d import AdapterConfig, base_shapes
+  from one4d_jax.model.umc import Condition
+  from one4d_jax.nn import lora
+  from one4d_jax.wan import dit
+  from one4d_jax.wan.config import DiTConfig
+
+  yield
+  cfg = DiTConfig(width=1536, ffn_width=8960, heads=12, layers=entry['layers'])
+  f, h, w = entry['grid']
+  key = jax.random.key(0)
+  base = nn.unbox(jax.jit(lambda key: dit.init_base(key, cfg, dit.FLOAT32))(key))
+  x = jax.random.normal(key, (2, 1, f, 2 * h, 2 * w, cfg.in_channels))
+  text, image = jax.random.normal(key, (1, TEXT, cfg.text_width)), jax.random.normal(key, (1, IMAGE, cfg.image_width))
+  timestep = jnp.full(1, 500.0)
+  plain = lambda base, x: dit.velocity(cfg, base, x, timestep, text, image, precision=dit.FLOAT32, policy='none')
+  what = entry['what']
+
+  if what == 'forward':
+    run = jax.jit(plain)
+    yield lambda: run(base, x[0]).block_until_ready()
+  elif what == 'two forwards':
+    run = jax.jit(plain)
+    yield lambda: [run(base, one).block_until_ready() for one in x]
+  elif what in JOINED:
+    model = baselines.MODELS[what](cfg, AdapterConfig(rank=RANK, link_layers=links(cfg.layers)), dit.FLOAT32, 'none')
+    adapters = nn.unbox(model.init_adapters(key, base))
+    mask, latent = jnp.split(x[0, ..., cfg.out_channels :], [4], axis=-1)
+    condition = Condition(latent=latent, mask=mask, text=text, image=image)
+    run = jax.jit(model.velocity)
+    z = x[..., : cfg.out_channels]
+    yield lambda: run(base, adapters, z, timestep / 1000, condition).block_until_ready()
+  else:
+    policy = 'block' if what == 'step, block' else 'none'
+    adapters = nn.unbox(lora.init(key, base_shapes(cfg, dit.FLOAT32)['blocks'], rank=RANK, modalities=1))
+    optimizer = optax.adamw(1e-4)
+
+    def loss(adapters, base):
+      grid = dit.token_grid(cfg, x.shape[1:])
+      e, context = dit.embed_inputs(cfg, base, grid, timestep, text, image, dit.FLOAT32)
+      tokens = dit.WanEmbed(cfg, dit.FLOAT32).apply({'params': base['embed']}, x[0], method='tokens')
+      trained = {'lora': adapters}
+      y = dlc.run(
+        cfg, base['blocks'], trained, tokens[None], context, link_layers=(), precision=dit.FLOAT32, policy=policy
+      )
+      out = dit.WanHead(cfg, dit.FLOAT32).apply({'params': base['head']}, y[0], e)
+      return jnp.square(dit.read_out(cfg, out, grid, x[0, ..., : cfg.out_channels], timestep / 1000)).mean()
+
+    def step(state, base):
+      grads = jax.grad(loss)(state[0], base)
+      updates, moments = optimizer.update(grads, state[1], state[0])
+      return optax.apply_updates(state[0], updates), moments
+
+    run = jax.jit(step, donate_argnums=0)
+    state = [adapters, optimizer.init(adapters)]
+
+    def once():
+      state[:] = jax.block_until_ready(run(tuple(state), base))
+
+    yield once
+
+
+def links(layers: int) -> tuple[int, ...]:
+  """After an eighth of the layers, evenly spaced, as in the paper; after one at least."""
+  count = max(1, layers // 8)
+  return tuple((i + 1) * layers // count - 1 for i in range(count))
+
+
+def theirs(entry: dict):
+  import diffusers
+  import peft
+  import torch
+
+  yield
+  torch.set_num_threads(os.cpu_count())
+  torch.manual_seed(0)
+  model = diffusers.WanTransformer3DModel(
+    num_attention_heads=12, attention_head_dim=128, in_channels=36, out_channels=16, text_dim=4096, freq_dim=256,
+    ffn_dim=8960, num_layers=entry['layers'], image_dim=1280, added_kv_proj_dim=1536,
+  ).eval()  # fmt: skip
+  f, h, w = entry['grid']
+  x = torch.randn(1, 36, f, 2 * h, 2 * w)
+  inputs = x, torch.tensor([500.0]), torch.randn(1, TEXT, 4096), torch.randn(1, IMAGE, 1280)
+  if entry['what'] in ('forward', 'two forwards'):
+
+    @torch.no_grad()
+    def forward():
+      for _ in range(1 if entry['what'] == 'forward' else 2):
+        model(*inputs, return_dict=False)
+
+    yield forward
+    return
+  model.requires_grad_(False)
+  names = [name for name, part in model.blocks.named_modules() if isinstance(part, torch.nn.Linear)]
+  model.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=[f'blocks.{name}' for name in names]))
+  if entry['what'] == 'step, block':
+    model.enable_gradient_checkpointing()
+    model.train()
+  optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+  def step():
+    model(*inputs, return_dict=False)[0].square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+  yield step
+
+
+def pairs(args: argparse.Namespace) -> list[dict]:
+  """Both libraries at the same work."""
+  rows = []
+  for layers, tokens, what in itertools.product(args.layers, args.tokens, WORK):
+    entry = {'layers': layers, 'grid': GRIDS[tokens], 'what': what}
+    found = race.race(__file__, {who: entry | {'who': who} for who in ('ours', 'diffusers')}, args.rounds)
+    rows.append({'layers': layers, 'tokens': tokens, 'what': what} | {k: v._asdict() for k, v in found.items()})
+    print(rows[-1], flush=True)
+  return rows
+
+
+def joined(args: argparse.Namespace) -> list[dict]:
+  """Ways to make both videos, at the smallest depth."""
+  rows = []
+  for tokens in args.tokens:
+    entry = {'layers': min(args.layers), 'grid': GRIDS[tokens], 'who': 'ours'}
+    entries = {what: entry | {'what': what} for what in JOINED}
+    entries['diffusers, two forwards'] = entry | {'who': 'diffusers', 'what': 'two forwards'}
+    found = race.race(__file__, entries, args.rounds)
+    rows += [{'tokens': tokens, 'what': what, **result._asdict()} for what, result in found.items()]
+  return rows
+
+
+def tables(results: dict) -> dict[str, str]:
+  from one4d_jax.evaluation import report
+
+  label = lambda row: (str(row['layers']), str(row['tokens']), WORK[row['what']])
+  rows = [(*label(row), *race.columns(row, 'ours', 'diffusers')) for row in results['pairs']]
+  made = {'dit': report.table(rows, ('layers', 'tokens', 'work', *race.headings('ours', 'diffusers')))}
+  two = {row['tokens']: row['seconds'] for row in results['joined'] if row['what'] == JOINED[0]}
+  rows = [
+    (str(row['tokens']), row['what'], f'{row["seconds"]:.2f}', f'{row["seconds"] / two[row["tokens"]]:.2f}')
+    for row in results['joined']
+  ]
+  return made | {'joined': report.table(rows, ('tokens a video', 'what', 's', 'of two forwards'))}
+
+
+def main(args: argparse.Namespace) -> None:
+  results = {
+    'threads': os.cpu_count(),
+    'rounds': args.rounds,
+    'versions': page.versions('jax', 'torch', 'diffusers', 'peft'),
+  }
+  results |= {'pairs': pairs(args), 'joined': joined(args)}
+  page.record(args, results, tables(results))
+
+
+if __name__ == '__main__':
+  race.enter(build)
+  sys.exit(cli.run(main, parser()))

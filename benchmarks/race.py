@@ -1,0 +1,109 @@
+"""Programs that do the same work, each in a process of its own, taking turns: what runs beside them meets all alike.
+
+A script that races calls ``enter`` first: in a process that ``race`` started it runs one entry and never returns.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+_FLAG = '--entry'
+
+
+class Result(NamedTuple):
+  """Of one entry."""
+
+  seconds: float  # median
+  spread: float  # largest less smallest, seconds
+  memory: int  # bytes resident at the highest point of a run, beyond what the libraries alone take
+
+
+def enter(build: Callable[[dict], Callable[[], None]]) -> None:
+  """Runs the entry that this process was started for, if it was: ``build`` imports, makes and returns the program.
+
+  ``build`` is a generator function: what it does before its ``yield`` are imports, whose memory does not count; it
+  yields once nothing, then the program.
+  """
+  if _FLAG not in sys.argv:
+    return
+  steps = build(json.loads(sys.argv[sys.argv.index(_FLAG) + 1]))
+  next(steps)
+  libraries = _resident('VmRSS')
+  program = next(steps)
+  program()  # compiles, warms up
+  _tell(libraries)
+  for _ in sys.stdin:
+    pathlib.Path('/proc/self/clear_refs').write_text('5')  # the highest point is counted from here
+    start = time.perf_counter()
+    program()
+    _tell([time.perf_counter() - start, _resident('VmHWM')])
+  sys.exit(0)
+
+
+def race(script: str, entries: Mapping[str, dict], rounds: int) -> dict[str, Result]:
+  """``{name: Result}`` of ``entries``, each what ``build`` of ``script`` is given.
+
+  Raises:
+    RuntimeError: an entry ended early; what it printed stands above.
+  """
+  command = lambda entry: [sys.executable, script, _FLAG, json.dumps(entry)]
+  pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+  running, libraries, found = {}, {}, {name: [] for name in entries}
+  try:
+    for name, entry in entries.items():  # one after the other: compilers would disturb each other
+      running[name] = subprocess.Popen(command(entry), **pipes, env=os.environ | {'OMP_WAIT_POLICY': 'passive'})
+      libraries[name] = _hear(name, running[name])
+    for _ in range(rounds):
+      for name, process in running.items():
+        process.stdin.write('go\n')
+        process.stdin.flush()
+        found[name].append(_hear(name, process))
+  finally:
+    for process in running.values():
+      process.kill()
+      process.wait()
+  results = {}
+  for name, rows in found.items():
+    seconds, memory = zip(*rows, strict=True)
+    spread = max(seconds) - min(seconds)
+    results[name] = Result(statistics.median(seconds), spread, max(memory) - libraries[name])
+  return results
+
+
+def headings(ours: str, theirs: str) -> tuple[str, ...]:
+  """Of ``columns``."""
+  return f'{ours}, s', f'{theirs}, s', 'ratio', f'{ours}, GiB', f'{theirs}, GiB', 'ratio'
+
+
+def columns(row: dict, ours: str, theirs: str) -> tuple[str, ...]:
+  """Time and memory of two entries of ``row``, results as dictionaries, and how many times theirs ours is."""
+  a, b = row[ours], row[theirs]
+  seconds = (f'{of["seconds"]:.2f} ± {of["spread"] / 2:.2f}' for of in (a, b))
+  memory = (f'{of["memory"] / 2**30:.2f}' for of in (a, b))
+  return *seconds, f'{a["seconds"] / b["seconds"]:.2f}', *memory, f'{a["memory"] / b["memory"]:.2f}'
+
+
+def _tell(value) -> None:
+  print(_FLAG, json.dumps(value), flush=True)
+
+
+def _hear(name: str, process: subprocess.Popen):
+  for line in process.stdout:
+    if line.startswith(_FLAG):
+      return json.loads(line.removeprefix(_FLAG))
+    print(line, end='')
+  raise RuntimeError(f'{name} ended with status {process.wait()}')
+
+
+def _resident(field: str) -> int:
+  """A figure of this process in bytes, as Linux tells it."""
+  for line in pathlib.Path('/proc/self/status').read_text().splitlines():
+    if line.startswith(field):
+      return 1024 * int(line.split()[1])
+  raise RuntimeError(f'/proc/self/status has no {field}')

@@ -1,0 +1,90 @@
+"""The video VAE against diffusers' AutoencoderKLWan: time and memory by frames and size.
+
+  python benchmarks/vae.py
+  python benchmarks/vae.py --sizes 17x128x128 --rounds 3
+
+Wan's full width, batch 1, float32, random weights, as many threads for either. Ours works on four latent frames at a
+time, as ``sample`` does; diffusers' on one. Writes a table of docs/performance.md.
+"""
+
+import argparse
+import itertools
+import os
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from benchmarks import page, race  # noqa: E402
+from one4d_jax import cli  # noqa: E402
+
+CHUNK = 4
+
+
+def parser() -> argparse.ArgumentParser:
+  p = page.parser('vae', __doc__, page='docs/performance.md')
+  sizes = lambda text: [tuple(map(int, size.split('x'))) for size in text.split(',')]
+  default = '5x128x128,17x128x128,17x256x256'
+  p.add_argument('--sizes', type=sizes, default=default, metavar='FxHxW,...', help='(default: %(default)s)')
+  p.add_argument('--rounds', type=int, default=5, help='(default: %(default)s)')
+  return p
+
+
+def build(entry: dict):
+  """The program of an entry; see ``race.enter``."""
+  yield from (theirs if entry['who'] == 'diffusers' else ours)(entry)
+
+
+def ours(entry: dict):
+  import jax
+
+  from one4d_jax.wan.config import VAEConfig
+  from one4d_jax.wan.vae import WanVAE
+
+  yield
+  vae, key = WanVAE(VAEConfig()), jax.random.key(0)
+  params = jax.jit(vae.init)(key)
+  F, H, W = entry['size']
+  if entry['what'] == 'encode':
+    run, x = jax.jit(lambda params, x: vae.encode(params, x, chunk=CHUNK)), jax.random.normal(key, (1, F, H, W, 3))
+  else:
+    run = jax.jit(lambda params, z: vae.decode(params, z, chunk=CHUNK))
+    x = jax.random.normal(key, (1, (F - 1) // 4 + 1, H // 8, W // 8, 16))
+  yield lambda: run(params, x).block_until_ready()
+
+
+def theirs(entry: dict):
+  import diffusers
+  import torch
+
+  yield
+  torch.set_num_threads(os.cpu_count())
+  torch.manual_seed(0)
+  vae = diffusers.AutoencoderKLWan().eval()
+  F, H, W = entry['size']
+  video, latent = torch.randn(1, 3, F, H, W), torch.randn(1, 16, (F - 1) // 4 + 1, H // 8, W // 8)
+
+  @torch.no_grad()
+  def run():
+    vae.encode(video) if entry['what'] == 'encode' else vae.decode(latent)
+
+  yield run
+
+
+def main(args: argparse.Namespace) -> None:
+  from one4d_jax.evaluation import report
+
+  rows = []
+  for size, what in itertools.product(args.sizes, ('encode', 'decode')):
+    entry = {'size': size, 'what': what}
+    found = race.race(__file__, {who: entry | {'who': who} for who in ('ours', 'diffusers')}, args.rounds)
+    rows.append(entry | {name: result._asdict() for name, result in found.items()})
+  results = {'threads': os.cpu_count(), 'rounds': args.rounds, 'versions': page.versions('jax', 'torch', 'diffusers')}
+  lines = [('x'.join(map(str, row['size'])), row['what'], *race.columns(row, 'ours', 'diffusers')) for row in rows]
+  table = report.table(lines, ('frames x height x width', 'work', *race.headings('ours', 'diffusers')))
+  page.record(args, results | {'rows': rows}, {'vae': table})
+
+
+if __name__ == '__main__':
+  race.enter(build)
+  sys.exit(cli.run(main, parser()))
