@@ -43,7 +43,7 @@ def draw(curves: dict[str, dict], path: pathlib.Path) -> None:
   """A panel for each stage."""
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(12, 3.6), layout='constrained')
+  figure = Figure(figsize=(12, 4.2), layout='constrained')
   for (stage, of), axis in zip(curves.items(), figure.subplots(1, len(curves)), strict=True):
     for name, points in of.items():
       axis.loglog(points['samples'], points['value'], '.-', label=name)
@@ -51,7 +51,7 @@ def draw(curves: dict[str, dict], path: pathlib.Path) -> None:
     axis.xaxis.set_minor_formatter('')
     axis.yaxis.set_minor_formatter('{x:g}')
     axis.grid(alpha=0.3, which='both')
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, ncols=2, loc='upper center', bbox_to_anchor=(0.5, -0.16))
   figure.savefig(path, dpi=110)
 
 

@@ -123,7 +123,7 @@ def test_an_int8_base():
   assert_equal(run(*on_mesh('dlc', mesh, int8=True), *inputs()), alone('dlc', int8=True))
 
 
-def collectives(name, preset, policy='none', int8=False):
+def collectives(name, preset, policy='block', int8=False):
   """How often each kind is called for in the compiled forward pass, with the shapes it gives."""
   mesh = meshes.make(preset)
   adapters, base = on_mesh(name, mesh, int8)
