@@ -32,6 +32,7 @@ def build(entry: dict):
 
 
 def ours(entry: dict):
+  import flax.linen as nn
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -48,7 +49,7 @@ def ours(entry: dict):
   else:
     encoder = CLIPEncoder(CLIPConfig(), jnp.float32, jnp.float32)
     inputs = (np.zeros((1, 224, 224, 3), np.float32),)
-  params = jax.jit(encoder.init)(key)
+  params = nn.unbox(jax.jit(encoder.init)(key))
   run = jax.jit(encoder.encode)
   yield lambda: run(params, *inputs).block_until_ready()
 
