@@ -26,6 +26,7 @@ WORK = {  # what is run, and how much of the forward pass the backward pass does
   'step': 'step, nothing recomputed',
   'step, block': 'step, blocks recomputed',
 }
+FORWARDS = {'forward': 1, 'two forwards': 2}  # of the base alone
 JOINED = ('two forwards', 'no_links', 'dlc', 'spatial_concat', 'channel_concat')
 
 
@@ -40,18 +41,14 @@ def parser() -> argparse.ArgumentParser:
   return p
 
 
-def build(entry: dict):
-  """The program of an entry; see ``race.enter``."""
-  yield from (theirs if entry['who'] == 'diffusers' else ours)(entry)
-
-
 def ours(entry: dict):
+  """The program of an entry; see ``race.enter``."""
   import flax.linen as nn
   import jax
   import jax.numpy as jnp
   import optax
 
-  from one4d_jax.model import baselines, dlc
+  from one4d_jax.model import baselines
   from one4d_jax.model.one4d import AdapterConfig, base_shapes
   from one4d_jax.model.umc import Condition
   from one4d_jax.nn import lora
@@ -60,7 +57,7 @@ def ours(entry: dict):
 
   yield
   cfg = DiTConfig(width=1536, ffn_width=8960, heads=12, layers=entry['layers'])
-  f, h, w = entry['grid']
+  f, h, w = GRIDS[entry['tokens']]
   key = jax.random.key(0)
   base = nn.unbox(jax.jit(lambda key: dit.init_base(key, cfg, dit.FLOAT32))(key))
   x = jax.random.normal(key, (2, 1, f, 2 * h, 2 * w, cfg.in_channels))
@@ -69,12 +66,9 @@ def ours(entry: dict):
   plain = lambda base, x: dit.velocity(cfg, base, x, timestep, text, image, precision=dit.FLOAT32, policy='none')
   what = entry['what']
 
-  if what == 'forward':
+  if what in FORWARDS:
     run = jax.jit(plain)
-    yield lambda: run(base, x[0]).block_until_ready()
-  elif what == 'two forwards':
-    run = jax.jit(plain)
-    yield lambda: [run(base, one).block_until_ready() for one in x]
+    yield lambda: [run(base, one).block_until_ready() for one in x[: FORWARDS[what]]]
   elif what in JOINED:
     model = baselines.MODELS[what](cfg, AdapterConfig(rank=RANK, link_layers=links(cfg.layers)), dit.FLOAT32, 'none')
     adapters = nn.unbox(model.init_adapters(key, base))
@@ -85,6 +79,7 @@ def ours(entry: dict):
     yield lambda: run(base, adapters, z, timestep / 1000, condition).block_until_ready()
   else:
     policy = 'block' if what == 'step, block' else 'none'
+    model = baselines.OneSequence(cfg, AdapterConfig(rank=RANK, alpha=RANK), dit.FLOAT32, policy)
     adapters = nn.unbox(lora.init(key, base_shapes(cfg, dit.FLOAT32)['blocks'], rank=RANK, modalities=1))
     optimizer = optax.adamw(1e-4)
 
@@ -92,11 +87,8 @@ def ours(entry: dict):
       grid = dit.token_grid(cfg, x.shape[1:])
       e, context = dit.embed_inputs(cfg, base, grid, timestep, text, image, dit.FLOAT32)
       tokens = dit.WanEmbed(cfg, dit.FLOAT32).apply({'params': base['embed']}, x[0], method='tokens')
-      trained = {'lora': adapters}
-      y = dlc.run(
-        cfg, base['blocks'], trained, tokens[None], context, link_layers=(), precision=dit.FLOAT32, policy=policy
-      )
-      out = dit.WanHead(cfg, dit.FLOAT32).apply({'params': base['head']}, y[0], e)
+      y = model.through(base, {'lora': adapters}, tokens, context)
+      out = dit.WanHead(cfg, dit.FLOAT32).apply({'params': base['head']}, y, e)
       return jnp.square(dit.read_out(cfg, out, grid, x[0, ..., : cfg.out_channels], timestep / 1000)).mean()
 
     def step(state, base):
@@ -120,6 +112,7 @@ def links(layers: int) -> tuple[int, ...]:
 
 
 def theirs(entry: dict):
+  """The same of diffusers."""
   import diffusers
   import peft
   import torch
@@ -131,14 +124,14 @@ def theirs(entry: dict):
     num_attention_heads=12, attention_head_dim=128, in_channels=36, out_channels=16, text_dim=4096, freq_dim=256,
     ffn_dim=8960, num_layers=entry['layers'], image_dim=1280, added_kv_proj_dim=1536,
   ).eval()  # fmt: skip
-  f, h, w = entry['grid']
+  f, h, w = GRIDS[entry['tokens']]
   x = torch.randn(1, 36, f, 2 * h, 2 * w)
   inputs = x, torch.tensor([500.0]), torch.randn(1, TEXT, 4096), torch.randn(1, IMAGE, 1280)
-  if entry['what'] in ('forward', 'two forwards'):
+  if entry['what'] in FORWARDS:
 
     @torch.no_grad()
     def forward():
-      for _ in range(1 if entry['what'] == 'forward' else 2):
+      for _ in range(FORWARDS[entry['what']]):
         model(*inputs, return_dict=False)
 
     yield forward
@@ -163,9 +156,8 @@ def pairs(args: argparse.Namespace) -> list[dict]:
   """Both libraries at the same work."""
   rows = []
   for layers, tokens, what in itertools.product(args.layers, args.tokens, WORK):
-    entry = {'layers': layers, 'grid': GRIDS[tokens], 'what': what}
-    found = race.race(__file__, {who: entry | {'who': who} for who in ('ours', 'diffusers')}, args.rounds)
-    rows.append({'layers': layers, 'tokens': tokens, 'what': what} | {k: v._asdict() for k, v in found.items()})
+    entry = {'layers': layers, 'tokens': tokens, 'what': what}
+    rows.append(race.pair(__file__, entry, BUILDERS, args.rounds))
     print(rows[-1], flush=True)
   return rows
 
@@ -174,7 +166,7 @@ def joined(args: argparse.Namespace) -> list[dict]:
   """Ways to make both videos, at the smallest depth."""
   rows = []
   for tokens in args.tokens:
-    entry = {'layers': min(args.layers), 'grid': GRIDS[tokens], 'who': 'ours'}
+    entry = {'layers': min(args.layers), 'tokens': tokens, 'who': 'ours'}
     entries = {what: entry | {'what': what} for what in JOINED}
     entries['diffusers, two forwards'] = entry | {'who': 'diffusers', 'what': 'two forwards'}
     found = race.race(__file__, entries, args.rounds)
@@ -186,8 +178,8 @@ def tables(results: dict) -> dict[str, str]:
   from one4d_jax.evaluation import report
 
   label = lambda row: (str(row['layers']), str(row['tokens']), WORK[row['what']])
-  rows = [(*label(row), *race.columns(row, 'ours', 'diffusers')) for row in results['pairs']]
-  made = {'dit': report.table(rows, ('layers', 'tokens', 'work', *race.headings('ours', 'diffusers')))}
+  rows = [(*label(row), *race.columns(row, *BUILDERS)) for row in results['pairs']]
+  made = {'dit': report.table(rows, ('layers', 'tokens', 'work', *race.headings(*BUILDERS)))}
   two = {row['tokens']: row['seconds'] for row in results['joined'] if row['what'] == JOINED[0]}
   rows = [
     (str(row['tokens']), row['what'], f'{row["seconds"]:.2f}', f'{row["seconds"] / two[row["tokens"]]:.2f}')
@@ -197,15 +189,13 @@ def tables(results: dict) -> dict[str, str]:
 
 
 def main(args: argparse.Namespace) -> None:
-  results = {
-    'threads': os.cpu_count(),
-    'rounds': args.rounds,
-    'versions': page.versions('jax', 'torch', 'diffusers', 'peft'),
-  }
+  results = race.about(args.rounds, 'jax', 'torch', 'diffusers', 'peft')
   results |= {'pairs': pairs(args), 'joined': joined(args)}
   page.record(args, results, tables(results))
 
 
+BUILDERS = {'ours': ours, 'diffusers': theirs}
+
 if __name__ == '__main__':
-  race.enter(build)
+  race.enter(BUILDERS)
   sys.exit(cli.run(main, parser()))

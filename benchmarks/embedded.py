@@ -113,13 +113,19 @@ def xyz_error(bundle, code: np.ndarray) -> float:
   """Abs Rel of z of the VAE's round trip of an exact XYZ video, where both show a point; nothing is aligned."""
   import jax
 
-  from one4d_jax.model import pointmap
-
   vae, params = bundle.vae, bundle.params['vae']
   back = np.asarray(jax.jit(lambda video: vae.decode(params, vae.encode(params, video)))(code[None]))[0]
-  shown = pointmap.valid_from_code(code) & pointmap.valid_from_code(back)
-  z, made = (pointmap.denormalise(pointmap.undo_soft_limit(x))[shown, 2] for x in (code, back))
-  return float(np.mean(np.abs(made - z)[z > 0] / z[z > 0]))
+  made, z = depths(back, code)
+  return float(np.mean(np.abs(made - z) / z))
+
+
+def depths(made: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """z of two XYZ videos where both show a point, and the second one before the first camera."""
+  from one4d_jax.model import pointmap
+
+  shown = pointmap.valid_from_code(made) & pointmap.valid_from_code(true)
+  made, true = (pointmap.denormalise(pointmap.undo_soft_limit(x))[shown, 2] for x in (made, true))
+  return made[true > 0], true[true > 0]
 
 
 def pooled(rows: list[dict]) -> dict:

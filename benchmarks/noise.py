@@ -15,7 +15,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks import page  # noqa: E402
+from benchmarks import embedded, page  # noqa: E402
 from one4d_jax import cli  # noqa: E402
 
 SIGMAS = (0.99, 0.9, 0.8, 0.6, 0.4, 0.2, 0.1)
@@ -36,6 +36,7 @@ def main(args: argparse.Namespace) -> None:
 
   from one4d_jax.data.clip import signed
   from one4d_jax.evaluation import benchmarks, methods, report
+  from one4d_jax.evaluation.video import psnr
   from one4d_jax.flow import rectified
   from one4d_jax.flow.sampling import sample
   from one4d_jax.model import bundle as bundles
@@ -71,50 +72,29 @@ def main(args: argparse.Namespace) -> None:
     gain = variance * (1 - sigma) / (variance * (1 - sigma) ** 2 + sigma**2)
     return mean + gain * (rectified.interpolate(z, eps, sigma)[1] - (1 - sigma) * mean)
 
-  def row(what: str, latent, pixels=None) -> dict:
-    found = {'what': what, 'abs_rel': error(np.asarray(decode(latent)), code)}
-    return found | {'psnr': None if pixels is None else psnr(np.asarray(decode(pixels)), np.asarray(rgb))}
+  def row(what: str, latents, by_channel=None) -> dict:
+    pixels, made = map(np.asarray, map(decode, latents))
+    alone = None if by_channel is None else error(np.asarray(decode(by_channel)), code)
+    return {'what': what, 'alone': alone, 'abs_rel': error(made, code), 'psnr': psnr(pixels, np.asarray(rgb))}
 
-  rows = [row('VAE', z[1], z[0])]
-  for sigma in SIGMAS:
-    rows.append(row(f'each channel alone, σ {sigma:g}', alone(sigma)))
-    rows.append(row(f'network, σ {sigma:g}', *estimate(sigma)[::-1]))
+  rows = [row('VAE', z), *(row(f'σ {sigma:g}', estimate(sigma), alone(sigma)) for sigma in SIGMAS)]
   for shift in SHIFTS:
     settings = {'shape': z.shape, 'steps': STEPS, 'shift': shift, 'guidance': 1.0}
     run = jax.jit(lambda key, settings=settings: sample(key, velocity, condition, **settings))
-    rows.append(row(f'samples, shift {shift:g}', *run(jax.random.key(5))[::-1]))
+    rows.append(row(f'samples, shift {shift:g}', run(jax.random.key(5))))
+  columns = {'alone': ('Abs Rel of each channel alone', '.3f'), 'abs_rel': ('Abs Rel of XYZ', '.3f')}
+  columns |= {'psnr': ('PSNR RGB, dB', '.1f')}
+  cell = lambda value, style: '-' if value is None else format(value, style)
+  lines = [(row['what'], *(cell(row[name], style) for name, (_, style) in columns.items())) for row in rows]
+  table = report.table(lines, ('latents', *(heading for heading, _ in columns.values())))
   results = {'weights': bundle.hash, 'clips': args.clips, 'steps': STEPS, 'rows': rows}
-  page.record(args, results, {'noise': report.table(*table(rows))})
-
-
-def table(rows: list[dict]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
-  """A row for each noise level or shift, in the columns of what was estimated."""
-  found = {row['what']: row for row in rows}
-  cell = lambda what, name, style: format(found[what][name], style) if what in found else '-'
-  lines = []
-  for what in (what for what in found if not what.startswith('each')):
-    name = what.removeprefix('network, ')
-    alone = cell(f'each channel alone, {name}', 'abs_rel', '.3f')
-    lines.append((name, alone, cell(what, 'abs_rel', '.3f'), cell(what, 'psnr', '.1f')))
-  return lines, ('latents', 'Abs Rel of each channel alone', 'Abs Rel of XYZ', 'PSNR RGB, dB')
+  page.record(args, results, {'noise': table})
 
 
 def error(made: np.ndarray, code: np.ndarray) -> float:
-  """Abs Rel of z where both show a point, after the scale of the median, of each clip; their mean."""
-  from one4d_jax.model import pointmap
-
-  found = []
-  for a, b in zip(made, code, strict=True):
-    shown = pointmap.valid_from_code(a) & pointmap.valid_from_code(b)
-    a, b = (np.asarray(pointmap.denormalise(pointmap.undo_soft_limit(x)))[shown, 2] for x in (a, b))
-    a, b = a[b > 0], b[b > 0]
-    found.append(np.mean(np.abs(a * np.median(b) / np.median(a) - b) / b))
-  return float(np.mean(found))
-
-
-def psnr(made: np.ndarray, true: np.ndarray) -> float:
-  """In dB, over all clips, of values from -1 to 1."""
-  return float(-10 * np.log10(np.mean(np.square(made - true)) / 4))
+  """Abs Rel of z, after the scale of the median, of each clip; their mean."""
+  pairs = [embedded.depths(a, b) for a, b in zip(made, code, strict=True)]
+  return float(np.mean([np.mean(np.abs(a * np.median(b) / np.median(a) - b) / b) for a, b in pairs]))
 
 
 if __name__ == '__main__':

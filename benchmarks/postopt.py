@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import pathlib
-import re
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # run as a file
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-from benchmarks import page
+from benchmarks import page, race
 from one4d_jax import cli
 
 SMALL, LARGE, LARGEST = (20, 64, 96), (81, 352, 624), (81, 480, 832)
@@ -119,9 +118,8 @@ def memory(stride: int) -> dict:
   rng = np.random.default_rng(0)
   for frame in points:
     frame += np.float32(0.01) * rng.standard_normal(frame.shape, np.float32)
-  process = pathlib.Path('/proc/self')
-  (process / 'clear_refs').write_text('5')  # the peak starts again from what is held now
-  peak = lambda: int(re.search(r'VmHWM:\s+(\d+) kB', (process / 'status').read_text())[1]) / 2**20
+  peak = lambda: race.resident('VmHWM') / 2**30
+  race.forget_peak()
   before = peak()
   start = time.perf_counter()
   fit(points)

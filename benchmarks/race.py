@@ -1,6 +1,7 @@
 """Programs that do the same work, each in a process of its own, taking turns: what runs beside them meets all alike.
 
-A script that races calls ``enter`` first: in a process that ``race`` started it runs one entry and never returns.
+A script that races calls ``enter`` first: in a process that ``race`` started it runs one entry and never returns. Where
+each library does the same work, ``pair`` and ``about`` make the results.
 """
 
 import json
@@ -10,8 +11,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
+
+from benchmarks import page
 
 _FLAG = '--entry'
 
@@ -24,30 +27,31 @@ class Result(NamedTuple):
   memory: int  # bytes resident at the highest point of a run, beyond what the libraries alone take
 
 
-def enter(build: Callable[[dict], Callable[[], None]]) -> None:
-  """Runs the entry that this process was started for, if it was: ``build`` imports, makes and returns the program.
+def enter(builders: Mapping[str, Callable[[dict], Iterator]]) -> None:
+  """Runs the entry that this process was started for, if it was, by the builder that its ``who`` names.
 
-  ``build`` is a generator function: what it does before its ``yield`` are imports, whose memory does not count; it
-  yields once nothing, then the program.
+  A builder is a generator function: it imports, yields nothing, makes its program and yields that. The memory of the
+  imports does not count.
   """
   if _FLAG not in sys.argv:
     return
-  steps = build(json.loads(sys.argv[sys.argv.index(_FLAG) + 1]))
+  entry = json.loads(sys.argv[sys.argv.index(_FLAG) + 1])
+  steps = builders[entry['who']](entry)
   next(steps)
-  libraries = _resident('VmRSS')
+  libraries = resident('VmRSS')
   program = next(steps)
   program()  # compiles, warms up
   _tell(libraries)
   for _ in sys.stdin:
-    pathlib.Path('/proc/self/clear_refs').write_text('5')  # the highest point is counted from here
+    forget_peak()
     start = time.perf_counter()
     program()
-    _tell([time.perf_counter() - start, _resident('VmHWM')])
+    _tell([time.perf_counter() - start, resident('VmHWM')])
   sys.exit(0)
 
 
 def race(script: str, entries: Mapping[str, dict], rounds: int) -> dict[str, Result]:
-  """``{name: Result}`` of ``entries``, each what ``build`` of ``script`` is given.
+  """``{name: Result}`` of ``entries``, each what a builder of ``script`` is given.
 
   Raises:
     RuntimeError: an entry ended early; what it printed stands above.
@@ -76,6 +80,30 @@ def race(script: str, entries: Mapping[str, dict], rounds: int) -> dict[str, Res
   return results
 
 
+def pair(script: str, entry: dict, builders: Iterable[str], rounds: int) -> dict:
+  """The row of ``entry``, with the result of each builder at it as a dictionary."""
+  found = race(script, {who: entry | {'who': who} for who in builders}, rounds)
+  return entry | {who: result._asdict() for who, result in found.items()}
+
+
+def about(rounds: int, *packages: str) -> dict:
+  """What belongs to all results of a script."""
+  return {'threads': os.cpu_count(), 'rounds': rounds, 'versions': page.versions(*packages)}
+
+
+def forget_peak() -> None:
+  """``resident('VmHWM')``, the highest point, is counted from what is held now."""
+  pathlib.Path('/proc/self/clear_refs').write_text('5')
+
+
+def resident(field: str) -> int:
+  """A figure of this process in bytes, as Linux tells it."""
+  for line in pathlib.Path('/proc/self/status').read_text().splitlines():
+    if line.startswith(field):
+      return 1024 * int(line.split()[1])
+  raise RuntimeError(f'/proc/self/status has no {field}')
+
+
 def headings(ours: str, theirs: str) -> tuple[str, ...]:
   """Of ``columns``."""
   return f'{ours}, s', f'{theirs}, s', 'ratio', f'{ours}, GiB', f'{theirs}, GiB', 'ratio'
@@ -99,11 +127,3 @@ def _hear(name: str, process: subprocess.Popen):
       return json.loads(line.removeprefix(_FLAG))
     print(line, end='')
   raise RuntimeError(f'{name} ended with status {process.wait()}')
-
-
-def _resident(field: str) -> int:
-  """A figure of this process in bytes, as Linux tells it."""
-  for line in pathlib.Path('/proc/self/status').read_text().splitlines():
-    if line.startswith(field):
-      return 1024 * int(line.split()[1])
-  raise RuntimeError(f'/proc/self/status has no {field}')

@@ -16,7 +16,6 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import page, race  # noqa: E402
 from one4d_jax import cli  # noqa: E402
 
-WHO = ('ours', 'transformers')
 LAYERS, VOCAB, TOKENS = 2, 1000, 512
 
 
@@ -26,12 +25,8 @@ def parser() -> argparse.ArgumentParser:
   return p
 
 
-def build(entry: dict):
-  """The program of an entry; see ``race.enter``."""
-  yield from (theirs if entry['who'] == 'transformers' else ours)(entry)
-
-
 def ours(entry: dict):
+  """The program of an entry; see ``race.enter``."""
   import flax.linen as nn
   import jax
   import jax.numpy as jnp
@@ -55,6 +50,7 @@ def ours(entry: dict):
 
 
 def theirs(entry: dict):
+  """The same of transformers."""
   import torch
   import transformers
 
@@ -81,19 +77,14 @@ def theirs(entry: dict):
 def main(args: argparse.Namespace) -> None:
   from one4d_jax.evaluation import report
 
-  rows = []
-  for what in ('UMT5', 'CLIP'):
-    found = race.race(__file__, {who: {'what': what, 'who': who} for who in WHO}, args.rounds)
-    rows.append({'what': what} | {name: result._asdict() for name, result in found.items()})
-  results = {
-    'threads': os.cpu_count(),
-    'rounds': args.rounds,
-    'versions': page.versions('jax', 'torch', 'transformers'),
-  }
-  lines = [(row['what'], *race.columns(row, *WHO)) for row in rows]
-  page.record(args, results | {'rows': rows}, {'text': report.table(lines, ('encoder', *race.headings(*WHO)))})
+  rows = [race.pair(__file__, {'what': what}, BUILDERS, args.rounds) for what in ('UMT5', 'CLIP')]
+  lines = [(row['what'], *race.columns(row, *BUILDERS)) for row in rows]
+  table = report.table(lines, ('encoder', *race.headings(*BUILDERS)))
+  page.record(args, race.about(args.rounds, 'jax', 'torch', 'transformers') | {'rows': rows}, {'text': table})
 
+
+BUILDERS = {'ours': ours, 'transformers': theirs}
 
 if __name__ == '__main__':
-  race.enter(build)
+  race.enter(BUILDERS)
   sys.exit(cli.run(main, parser()))

@@ -30,12 +30,8 @@ def parser() -> argparse.ArgumentParser:
   return p
 
 
-def build(entry: dict):
-  """The program of an entry; see ``race.enter``."""
-  yield from (theirs if entry['who'] == 'diffusers' else ours)(entry)
-
-
 def ours(entry: dict):
+  """The program of an entry; see ``race.enter``."""
   import jax
 
   from one4d_jax.wan.config import VAEConfig
@@ -54,6 +50,7 @@ def ours(entry: dict):
 
 
 def theirs(entry: dict):
+  """The same of diffusers."""
   import diffusers
   import torch
 
@@ -74,17 +71,15 @@ def theirs(entry: dict):
 def main(args: argparse.Namespace) -> None:
   from one4d_jax.evaluation import report
 
-  rows = []
-  for size, what in itertools.product(args.sizes, ('encode', 'decode')):
-    entry = {'size': size, 'what': what}
-    found = race.race(__file__, {who: entry | {'who': who} for who in ('ours', 'diffusers')}, args.rounds)
-    rows.append(entry | {name: result._asdict() for name, result in found.items()})
-  results = {'threads': os.cpu_count(), 'rounds': args.rounds, 'versions': page.versions('jax', 'torch', 'diffusers')}
-  lines = [('x'.join(map(str, row['size'])), row['what'], *race.columns(row, 'ours', 'diffusers')) for row in rows]
-  table = report.table(lines, ('frames x height x width', 'work', *race.headings('ours', 'diffusers')))
-  page.record(args, results | {'rows': rows}, {'vae': table})
+  work = itertools.product(args.sizes, ('encode', 'decode'))
+  rows = [race.pair(__file__, {'size': size, 'what': what}, BUILDERS, args.rounds) for size, what in work]
+  lines = [('x'.join(map(str, row['size'])), row['what'], *race.columns(row, *BUILDERS)) for row in rows]
+  table = report.table(lines, ('frames x height x width', 'work', *race.headings(*BUILDERS)))
+  page.record(args, race.about(args.rounds, 'jax', 'torch', 'diffusers') | {'rows': rows}, {'vae': table})
 
+
+BUILDERS = {'ours': ours, 'diffusers': theirs}
 
 if __name__ == '__main__':
-  race.enter(build)
+  race.enter(BUILDERS)
   sys.exit(cli.run(main, parser()))

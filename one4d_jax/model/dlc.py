@@ -80,5 +80,4 @@ def run(
     return x, None
 
   layers = blocks, adapters['lora'], link_slots(link_layers, cfg.layers)
-  x, _ = jax.lax.scan(remat.layer(layer, policy), x, layers, unroll=remat.unroll(policy))
-  return x
+  return remat.stack(layer, policy, x, layers)

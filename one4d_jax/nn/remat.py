@@ -36,9 +36,12 @@ def layer(body: Callable, policy: str) -> Callable:
   return functools.partial(jax.checkpoint, prevent_cse=False, policy=keep[policy])(body)
 
 
-def unroll(policy: str) -> bool:
-  """Whether the ``scan`` is unrolled: one that keeps everything would copy all of it into stacks."""
-  return policy == 'none'
+def stack(body: Callable, policy: str, x: jax.Array, layers) -> jax.Array:
+  """``x`` through all of ``layers`` (a tree, stacked): a ``scan`` of ``body``, which gives ``(x, None)``.
+
+  A scan that keeps everything would copy all of it into stacks, so that one is unrolled.
+  """
+  return jax.lax.scan(layer(body, policy), x, layers, unroll=policy == 'none')[0]
 
 
 def _self_attention(primitive, query=None, key=None, *_, **__) -> bool:

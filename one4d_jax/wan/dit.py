@@ -247,7 +247,7 @@ def velocity(
     x = remat.layer_input(partition.constrain(x, 'batch', 'tokens', 'embed'))
     return block.apply({'params': params}, x, context), None
 
-  tokens, _ = jax.lax.scan(remat.layer(layer, policy), tokens, base['blocks'], unroll=remat.unroll(policy))
+  tokens = remat.stack(layer, policy, tokens, base['blocks'])
   out = WanHead(cfg, precision).apply({'params': base['head']}, tokens, e)
   out = partition.constrain(out, 'batch', None, None)
   return read_out(cfg, out, grid, x[..., : cfg.out_channels], timestep / 1000)

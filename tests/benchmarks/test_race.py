@@ -22,7 +22,7 @@ def build(entry):
     print('said on the way')
   yield program
 
-race.enter(build)
+race.enter({{'anyone': build}})
 """
 
 
@@ -34,7 +34,7 @@ def script(tmp_path):
 
 
 def test_time_and_memory_of_each_entry_are_its_own(script, capfd):
-  entry = {'status': None}
+  entry = {'who': 'anyone', 'status': None}
   entries = {
     'quick and large': entry | {'seconds': 0.01, 'bytes': 80_000_000},
     'slow and small': entry | {'seconds': 0.2, 'bytes': 1000},
@@ -47,7 +47,7 @@ def test_time_and_memory_of_each_entry_are_its_own(script, capfd):
 
 def test_an_entry_that_ends_early_is_named(script):
   with pytest.raises(RuntimeError, match='broken ended with status 3'):
-    race.race(script, {'broken': {'status': 3}}, 1)
+    race.race(script, {'broken': {'who': 'anyone', 'status': 3}}, 1)
 
 
 def test_columns_say_how_many_times_the_other_ours_is():
