@@ -9,6 +9,7 @@ docs/performance.md.
 """
 
 import argparse
+import functools
 import itertools
 import os
 import pathlib
@@ -48,10 +49,10 @@ def ours(entry: dict):
   import jax.numpy as jnp
   import optax
 
-  from one4d_jax.model import baselines
+  from one4d_jax.model import baselines, dlc
   from one4d_jax.model.one4d import AdapterConfig, base_shapes
   from one4d_jax.model.umc import Condition
-  from one4d_jax.nn import lora
+  from one4d_jax.nn import lora, remat
   from one4d_jax.wan import dit
   from one4d_jax.wan.config import DiTConfig
 
@@ -79,7 +80,7 @@ def ours(entry: dict):
     yield lambda: run(base, adapters, z, timestep / 1000, condition).block_until_ready()
   else:
     policy = 'block' if what == 'step, block' else 'none'
-    model = baselines.OneSequence(cfg, AdapterConfig(rank=RANK, alpha=RANK), dit.FLOAT32, policy)
+    stack = functools.partial(remat.stack, policy=policy)
     adapters = nn.unbox(lora.init(key, base_shapes(cfg, dit.FLOAT32)['blocks'], rank=RANK, modalities=1))
     optimizer = optax.adamw(1e-4)
 
@@ -87,7 +88,8 @@ def ours(entry: dict):
       grid = dit.token_grid(cfg, x.shape[1:])
       e, context = dit.embed_inputs(cfg, base, grid, timestep, text, image, dit.FLOAT32)
       tokens = dit.WanEmbed(cfg, dit.FLOAT32).apply({'params': base['embed']}, x[0], method='tokens')
-      y = model.through(base, {'lora': adapters}, tokens, context)
+      through = functools.partial(dlc.run, link_layers=(), precision=dit.FLOAT32, stack=stack)
+      [y] = through(cfg, base['blocks'], {'lora': adapters}, tokens[None], context)
       out = dit.WanHead(cfg, dit.FLOAT32).apply({'params': base['head']}, y, e)
       return jnp.square(dit.read_out(cfg, out, grid, x[0, ..., : cfg.out_channels], timestep / 1000)).mean()
 

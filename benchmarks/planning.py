@@ -63,10 +63,16 @@ PROGRAMS = [  # machine, task, program, mesh, what differs from configs/one4d.py
   ('a100-40:1', 'train', 'step', 'fsdp', ('train.batch=2', 'train.accumulation=16', *_SMALL, *_B1)),
   ('v5p:2x2x2', 'train', 'step', 'fsdp', ()),
   ('v5p:2x2x2', 'train', 'step', 'fsdp', _LARGE),
-  ('h200:1', 'sample', 'scene', 'fsdp', ()),
-  ('h200:1', 'sample', 'scene', 'fsdp', _LARGE),
-  ('h100:8', 'sample', 'scene', 'cfg=2,modality=2,sequence=2', ()),
-  ('h100:1', 'sample', 'scene', 'fsdp', _B1),
+  *(
+    (machine, 'sample', part, mesh, options)
+    for machine, mesh, options in (
+      ('h200:1', 'fsdp', ()),
+      ('h200:1', 'fsdp', _LARGE),
+      ('h100:8', 'cfg=2,modality=2,sequence=2', ()),
+      ('h100:1', 'fsdp', _B1),
+    )
+    for part in ('begin', 'advance', 'decode')
+  ),
   ('h100:8', 'encode', 'vae', 'fsdp', ()),
   ('h100:8', 'encode', 'decode', 'fsdp', ()),
 ]
@@ -134,9 +140,12 @@ def modelled(row: dict) -> int:
   from one4d_jax.planning import memory
 
   machine, config = configured(row)
+  where, of = (machine.devices,), {'platform': machine.kind.platform}
   if row['task'] == 'encode':
-    return memory.encoding(row['program'], config, machine.devices, platform=machine.kind.platform).peak
-  return memory.memory(row['task'], config, row['mesh'], machine.devices, platform=machine.kind.platform).peak
+    return memory.encoding(row['program'], config, *where, **of).peak
+  if row['task'] == 'sample':
+    return memory.sampling(row['program'], config, row['mesh'], *where, **of).peak
+  return memory.memory(row['task'], config, row['mesh'], *where, **of).peak
 
 
 def agreement(rows: list[dict]) -> str:
@@ -191,7 +200,7 @@ def plan(task: str, topology: str, size: str, programs: list[dict]) -> dict:
   found = planner.plan(config, machine, task=task, mesh=mesh, compiling=False)
   row = {'task': task, 'topology': topology, 'size': size, 'mesh': found['mesh']}
   same = [p for p in programs if program_of(p) == (task, topology, size, axes(found['mesh'], topology))]
-  peak = same[0]['compiled'].get('peak', same[0]['compiled'].get('needs')) if same else None
+  peak = max((p['compiled'].get('peak', p['compiled'].get('needs')) for p in same), default=None)
   row |= {'peak': peak or found['memory']['peak'], 'compiled': peak is not None, 'limit': machine.kind.memory}
   row['advice'] = '' if row['peak'] <= row['limit'] else found['advice']
   return row | {'seconds': [found['speed']['fastest'], found['speed']['slowest']], 'recipe': found.get('recipe')}

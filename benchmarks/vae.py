@@ -3,11 +3,12 @@
   python benchmarks/vae.py
   python benchmarks/vae.py --sizes 17x128x128 --rounds 3
 
-Wan's full width, batch 1, float32, random weights, as many threads for either. Ours works on four latent frames at a
-time, as ``sample`` does; diffusers' on one. Writes a table of docs/performance.md.
+Wan's full width, batch 1, float32, random weights, as many threads for either; both work on one latent frame
+at a time. Writes a table of docs/performance.md.
 """
 
 import argparse
+import functools
 import itertools
 import os
 import pathlib
@@ -17,8 +18,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks import page, race  # noqa: E402
 from one4d_jax import cli  # noqa: E402
-
-CHUNK = 4
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,17 +34,15 @@ def ours(entry: dict):
   import jax
 
   from one4d_jax.wan.config import VAEConfig
-  from one4d_jax.wan.vae import WanVAE
+  from one4d_jax.wan.vae import WanVAE, chunk_for
 
   yield
   vae, key = WanVAE(VAEConfig()), jax.random.key(0)
   params = jax.jit(vae.init)(key)
   F, H, W = entry['size']
-  if entry['what'] == 'encode':
-    run, x = jax.jit(lambda params, x: vae.encode(params, x, chunk=CHUNK)), jax.random.normal(key, (1, F, H, W, 3))
-  else:
-    run = jax.jit(lambda params, z: vae.decode(params, z, chunk=CHUNK))
-    x = jax.random.normal(key, (1, (F - 1) // 4 + 1, H // 8, W // 8, 16))
+  size = (F, H, W, 3) if entry['what'] == 'encode' else ((F - 1) // 4 + 1, H // 8, W // 8, 16)
+  network = functools.partial(getattr(vae, entry['what']), chunk=chunk_for(F, H, W, 'cpu'))
+  run, x = jax.jit(network), jax.random.normal(key, (1, *size))
   yield lambda: run(params, x).block_until_ready()
 
 

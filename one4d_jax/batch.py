@@ -56,7 +56,10 @@ KEYS = {
   'seed': _WHOLE,
   'steps': _WHOLE,
   'guidance': _NUMBER,
+  'guidance_interval': ('two numbers', lambda value: _is(str)(value) or _all(int, float)(value)),
   'shift': _NUMBER,
+  'cache': _NUMBER,
+  'tile': _WHOLE,
   'solver': (f'one of {", ".join(sample.SOLVERS)}', lambda value: value in sample.SOLVERS),
   'metric': _TEXTS,
   'export': _TEXTS,
@@ -64,7 +67,8 @@ KEYS = {
 """What a line may hold: what the value has to be, in words and as a test."""
 
 _EITHER = (('prompt', 'prompt_file'), ('observed', 'sparsity'))
-_COMPILED = ('frames', 'solver', 'steps', 'shift', 'guidance')  # constants of the compiled program
+# Constants of the compiled programs.
+_COMPILED = ('frames', 'solver', 'steps', 'shift', 'guidance', 'guidance_interval', 'cache', 'tile')
 # What makes a scene what it is, beside the text of its prompt and the weights. Exports can be added later.
 _SETTINGS = [name for name in KEYS if name not in ('name', 'prompt', 'prompt_file', 'export')] + ['config', 'overrides']
 

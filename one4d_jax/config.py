@@ -19,7 +19,7 @@ import yaml
 
 from one4d_jax.errors import ConfigError
 from one4d_jax.flow.solvers import SOLVERS
-from one4d_jax.model import baselines
+from one4d_jax.model import baselines, generate
 from one4d_jax.model.bundle import Sizes
 from one4d_jax.model.one4d import AdapterConfig
 from one4d_jax.nn import remat
@@ -138,6 +138,9 @@ class SampleConfig:
   guidance: float = 6.0
   shift: float = 5.0
   solver: str = 'euler'
+  guidance_interval: tuple[float, ...] = (0.0, 1.0)  # least and largest noise level with guidance
+  cache: float = 0.0  # steps whose first layer changes by less are not computed (flow/caching.py); 0 is off
+  tile: int = 0  # side in latent places of what is decoded at a time (wan/vae.py); 0: whole frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,18 +265,18 @@ def check(config: Config) -> None:
   }
   problems += [f'{k}={v!r} must be one of {", ".join(some)}' for k, (v, some) in chosen.items() if v not in some]
   try:
-    sizes = mesh.parse(config.parallel.mesh)
+    axes = mesh.parse(config.parallel.mesh)
   except ConfigError as error:
     problems.append(f'parallel.mesh: {error}')
   else:
     heads = model.dit.heads
-    if heads % sizes['tensor'] or model.dit.ffn_width % sizes['tensor']:
+    if heads % axes['tensor'] or model.dit.ffn_width % axes['tensor']:
       problems.append(f'parallel.mesh={config.parallel.mesh!r}: tensor must divide model.dit.heads={heads} and '
                       f'ffn_width={model.dit.ffn_width}')  # fmt: skip
-    if sizes['modality'] > 1 and kind in ('channel_concat', 'spatial_concat'):
+    if axes['modality'] > 1 and kind in ('channel_concat', 'spatial_concat'):
       problems.append(f'parallel.mesh={config.parallel.mesh!r}: the axis modality is for two branches, and '
                       f'model.adapters.kind={kind} has one sequence; use fsdp, sequence or tensor')  # fmt: skip
-    if sizes['cfg'] != 1:
+    if axes['cfg'] != 1:
       problems.append(f'parallel.mesh={config.parallel.mesh!r}: cfg is an axis of sampling; training has none')
   if not 0 < train.shift <= (train.shift_max or train.shift):
     problems.append(f'train.shift={train.shift} must be above 0, train.shift_max={train.shift_max} 0 (off) or no less')
@@ -283,6 +286,10 @@ def check(config: Config) -> None:
   for name in ('steps', 'batch', 'accumulation', 'log_every', 'save_every', 'keep', 'patience'):
     if getattr(train, name) < 1:
       problems.append(f'train.{name}={getattr(train, name)} must be at least 1')
+  try:
+    generate.with_defaults(sizes(config), {})
+  except ConfigError as error:
+    problems.append(f'sample.{error}')
   if problems:
     raise ConfigError('; '.join(problems))
 

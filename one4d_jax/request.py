@@ -200,12 +200,28 @@ def parse_observed(text: str) -> list[int]:
     raise UserError(f'--observed {text!r}: give frame numbers with commas between, such as 0,8,16') from error
 
 
+def parse_interval(text: str | None) -> tuple[float, float] | None:
+  """The noise levels of ``--guidance-interval``, least and largest. Raises UserError."""
+  if text is None:
+    return None
+  try:
+    low, high = map(float, text.split(','))
+    fits = 0 <= low <= high <= 1
+  except ValueError:
+    fits = False
+  if not fits:
+    raise UserError(f'--guidance-interval {text[:40]!r}: give the least and the largest noise level, such as 0.2,0.9')
+  return low, high
+
+
 def check_numbers(args: argparse.Namespace) -> None:
   """Ranges of the numeric flags. Raises UserError naming the flag."""
   rules = {
     'steps': (lambda v: v >= 1, 'must be 1 or more'),
     'guidance': (lambda v: v >= 0, 'must be 0 or more'),
     'shift': (lambda v: v > 0, 'must be above 0'),
+    'cache': (lambda v: v >= 0, 'must be 0 (off) or more'),
+    'tile': (lambda v: v == 0 or v >= 4, 'must be 0 (whole frames) or 4 and more latent places'),
     'sparsity': (lambda v: 0 < v <= 1, 'must be above 0 and at most 1, the fraction of frames given'),
     'seed': (lambda v: 0 <= v < 2**32, 'must be from 0 to 4294967295'),
   }
@@ -215,6 +231,7 @@ def check_numbers(args: argparse.Namespace) -> None:
       raise UserError(f'--{name} {value} {rule}')
   if args.frames not in (None, 'all') and not _is_count(args.frames):
     raise UserError(f"--frames {args.frames[:20]!r} must be a whole number from 1, or 'all'")
+  parse_interval(args.guidance_interval)
   if args.observed is not None and args.sparsity is not None:
     raise UserError('--observed and --sparsity both choose the given frames; use one')
 

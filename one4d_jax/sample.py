@@ -60,10 +60,16 @@ def parser() -> argparse.ArgumentParser:
   own = 'default: the bundle says'
   p.add_argument('--steps', metavar='N', type=int, help=f'solver steps; {own}')
   p.add_argument('--guidance', metavar='G', type=float, help=f'classifier-free guidance; {own}')
+  p.add_argument('--guidance-interval', metavar='LOW,HIGH', help=f'noise levels with guidance, of 0 to 1; {own}')
   p.add_argument('--shift', metavar='S', type=float, help=f'timestep shift; {own}')
   p.add_argument('--solver', choices=SOLVERS, help=own)
+  p.add_argument('--cache', metavar='CHANGE', type=float, help='do not compute steps whose first layer changes by '
+                 f'less, as in 0.05; 0: compute all; {own}')  # fmt: skip
+  p.add_argument('--tile', metavar='PLACES', type=int, help='decode tiles of this side, in latent places, which takes '
+                 f'less memory; 0: whole frames; {own}')  # fmt: skip
   p.add_argument('--mesh', metavar='AXES', help="spread one scene over this machine's devices, as in "
                  'cfg=2,modality=2,sequence=2; default: one device')  # fmt: skip
+  p.add_argument('--profile', metavar='DIR', help='trace the sampling into this folder, for XProf or Perfetto')
   p.add_argument('--no-plan-check', action='store_true', help='begin even if the memory cannot suffice')
   p.add_argument('--process', metavar='I/N', help='of a list: take every N-th scene from the I-th on (default: as JAX '
                  'says)')  # fmt: skip
@@ -118,6 +124,7 @@ def produce(
 
   Raises UserError for whatever is wrong with the request, before work is spent.
   """
+  from one4d_jax import profile
   from one4d_jax import request as requests
   from one4d_jax.viewer import export, metric
   from one4d_jax.viewer.pictures import depth_range
@@ -134,7 +141,7 @@ def produce(
   clock = Clock(report)
   with clock('load'):
     bundle = (load or loader(args))(request.weights)
-  with clock('sample'):
+  with clock('sample'), profile.trace(args.profile):
     made, settings = sample(bundle, request, args, report)
   with clock('fit cameras'):
     scene, cameras, seams = build_scene(made, request, options)
@@ -209,10 +216,13 @@ def command_line(args: argparse.Namespace) -> str:
 
 def sample(bundle, request, args: argparse.Namespace, report: Callable[[str, int, int], None]):
   """``(generated windows, the settings used)``."""
+  from one4d_jax.model.generate import SETTINGS, with_defaults
   from one4d_jax.model.windows import generate_windows
+  from one4d_jax.request import parse_interval
 
-  names = ('steps', 'guidance', 'shift', 'solver')
-  settings = {n: getattr(bundle.config, n) if getattr(args, n) is None else getattr(args, n) for n in names}
+  asked = {name: getattr(args, name) for name in SETTINGS}
+  asked['guidance_interval'] = parse_interval(args.guidance_interval)
+  settings = with_defaults(bundle.config, asked)
   total = settings['steps'] * len(request.spans)
   done = itertools.count(1)
   made = generate_windows(

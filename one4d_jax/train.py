@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     '--workdir', metavar='DIR', help='checkpoints, metrics, pictures, export; of a recipe a folder for each stage'
   )
   p.add_argument('--resume', action='store_true', help='stop unless the workdir holds a checkpoint to go on from')
+  p.add_argument('--profile', action='store_true', help='trace steps 3 to 5 into WORKDIR/profile, for Perfetto')
   p.add_argument('--no-plan-check', action='store_true', help='begin even if the memory cannot suffice')
   distributed.add_flags(p)
   return p
@@ -41,7 +42,8 @@ def main(args: argparse.Namespace) -> None:
         require_inputs(config)
       workdir = pathlib.Path(config.workdir if args.recipe else args.workdir or config.workdir)
       workdir.mkdir(parents=True, exist_ok=True)
-      if not train(config, workdir, interrupt, must_resume=args.resume, plan_check=not args.no_plan_check):
+      options = {'must_resume': args.resume, 'plan_check': not args.no_plan_check, 'profile': args.profile}
+      if not train(config, workdir, interrupt, **options):
         return
 
 
@@ -106,7 +108,15 @@ def require_set(folder: pathlib.Path) -> None:
     )
 
 
-def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False, plan_check: bool = True) -> bool:
+def train(
+  config,
+  workdir: pathlib.Path,
+  interrupt,
+  *,
+  must_resume: bool = False,
+  plan_check: bool = True,
+  profile: bool = False,
+) -> bool:
   """One run, to its end and export; False if it was asked to stop before."""
   import jax
   from tqdm import tqdm
@@ -120,6 +130,7 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
   from one4d_jax.parallel import mesh as meshes
   from one4d_jax.parallel.layout import MeshLayout, batch_sharding, check_batch, rows
   from one4d_jax.planning import guard
+  from one4d_jax.profile import Steps
   from one4d_jax.training import allocator, flops, latents, metrics
   from one4d_jax.training.checkpoint import Checkpoints, difference
   from one4d_jax.training.journal import Journal
@@ -206,13 +217,16 @@ def train(config, workdir: pathlib.Path, interrupt, *, must_resume: bool = False
   stopped, step = False, start
   with (
     Watchdog(settings.hang_seconds, say) as watchdog,
+    Steps(workdir / 'profile' if profile else None, start + 3) as traced,
     tqdm(
       total=settings.steps, initial=start, desc=settings.stage, unit='step', smoothing=0.05, disable=not main
     ) as bar,
   ):
     for step in range(start + 1, settings.steps + 1):
       batch = next(batches)
+      traced.before(step)
       state, found = run.step(state, frozen, latents.arrays(batch))
+      traced.after(step, state)
       journal.add(step, found, batch['id'].tolist(), stage.work(batch))
       watchdog.beat(step)
       bar.update()

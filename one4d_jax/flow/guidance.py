@@ -1,14 +1,12 @@
 """Classifier-free guidance: v = v_neg + w (v_pos - v_neg). With w = 1 the negative branch is never run."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from one4d_jax.checks import checked
-from one4d_jax.errors import ConfigError
 
 
 @checked
@@ -20,28 +18,29 @@ def combine(
   return negative + weight * (positive - negative)
 
 
-def guided(
-  velocity: Callable, condition: Any, negative: Any, weight: float, *, together: bool = False
-) -> Callable[[Array, Array], Array]:
-  """``(z, sigma) -> v`` for a sampler, from ``velocity(z, sigma, condition)``.
+def guided(velocity: Callable, weight: float, interval: tuple[float, float] = (0.0, 1.0)) -> Callable:
+  """``(z, sigma, memory) -> (v, memory)`` for a solver, from a ``velocity`` of the same form.
 
   Args:
-    condition, negative: trees of arrays ``[b …]``; for Wan they differ in the text only.
-    together: one call on a doubled batch (needs ``z`` as ``[m b …]``) in place of two calls.
-
-  Raises:
-    ConfigError: ``weight`` is not 1 and there is no ``negative``.
+    velocity: takes ``z`` ``[m b …]`` with the condition alone where ``weight`` is 1; else ``[m 2b …]``, samples without
+      the prompt before those with it, and ``[m b …]``, those with it, where guidance is off. ``memory`` is a tree of
+      arrays of such rows ``[m' 2b …]``.
+    interval: noise levels, least and largest, between which there is guidance (Kynkäänniemi et al., arXiv 2404.07724).
   """
   if weight == 1:
-    return lambda z, sigma: velocity(z, sigma, condition)
-  if negative is None:
-    raise ConfigError(f'guidance {weight} needs a negative condition; pass one or set guidance to 1')
-  if not together:
-    return lambda z, sigma: combine(velocity(z, sigma, condition), velocity(z, sigma, negative), weight)
-  both = jax.tree.map(lambda p, n: jnp.concatenate([n, p]), condition, negative)
+    return velocity
 
-  def doubled(z, sigma):
-    v_negative, v_positive = jnp.split(velocity(jnp.concatenate([z, z], axis=1), sigma, both), 2, axis=1)
-    return combine(v_positive, v_negative, weight)
+  def both(z, sigma, memory):
+    v, memory = velocity(jnp.concatenate([z, z], axis=1), sigma, memory)
+    return combine(*jnp.split(v, 2, axis=1)[::-1], weight), memory
 
-  return doubled
+  def alone(z, sigma, memory):
+    """What was remembered of samples without the prompt is out of date when they run again."""
+    rows = z.shape[1]
+    v, own = velocity(z, sigma, jax.tree.map(lambda a: a[:, rows:], memory))
+    return v.astype(jnp.float32), jax.tree.map(lambda a: jnp.concatenate([jnp.zeros_like(a), a], axis=1), own)
+
+  low, high = interval
+  if low <= 0 and high >= 1:
+    return both
+  return lambda z, sigma, memory: jax.lax.cond((low <= sigma) & (sigma <= high), both, alone, z, sigma, memory)

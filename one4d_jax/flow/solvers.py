@@ -18,11 +18,12 @@ so a solver is a table in float64 and sampling is a single scan. An estimate is 
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from one4d_jax.checks import checked
 from one4d_jax.errors import ConfigError
@@ -99,52 +100,73 @@ def _correction(sigmas: np.ndarray) -> np.ndarray:
   return table
 
 
+class State(NamedTuple):
+  """Between two steps of a solver."""
+
+  step: Int[Array, '']  # the next one
+  x: Float[Array, '*any']
+  last: Float[Array, '*any']  # the (corrected) sample of the step before
+  m1: Float[Array, '*any']  # estimates of the data of the two steps before
+  m2: Float[Array, '*any']
+  memory: Any  # the velocity's own, a tree of arrays
+
+
+@checked
+def start(z: Float[Array, '*any'], memory: Any = ()) -> State:
+  """At the noise ``z``; float32."""
+  x = z.astype(jnp.float32)
+  return State(jnp.int32(0), x, x, jnp.zeros_like(x), jnp.zeros_like(x), memory)
+
+
+def advance(velocity: Callable, state: State, plan: Schedule, stop: int | Int[Array, '']) -> State:
+  """``state`` before step ``stop``. Both ends may be traced, so one program does any run of steps.
+
+  Args:
+    velocity: ``(z, sigma, memory) -> (v, memory)``, ``sigma`` a float32 scalar: the model's timestep / 1000.
+  """
+  rows = _rows(plan)
+  step = lambda i, state: _step(velocity, state, {name: column[i] for name, column in rows.items()})
+  return jax.lax.fori_loop(state.step, stop, step, state)
+
+
 @checked
 def solve(
-  velocity: Callable,
-  z: Float[Array, '*any'],
-  *,
-  solver: str,
-  steps: int,
-  shift: float | int,
-  callback: Callable | None = None,
+  velocity: Callable, z: Float[Array, '*any'], *, solver: str, steps: int, shift: float | int
 ) -> Float[Array, '*any']:
   """``follow`` on the ``schedule`` of these arguments.
 
   Raises:
     ConfigError: unknown ``solver``, bad ``steps`` or ``shift``.
   """
-  return follow(velocity, z, schedule(solver, steps=steps, shift=shift), callback=callback)
+  return follow(velocity, z, schedule(solver, steps=steps, shift=shift))
 
 
 @checked
-def follow(
-  velocity: Callable, z: Float[Array, '*any'], plan: Schedule, *, callback: Callable | None = None
-) -> Float[Array, '*any']:
+def follow(velocity: Callable, z: Float[Array, '*any'], plan: Schedule) -> Float[Array, '*any']:
   """Follows ``velocity`` from the noise ``z`` to the data, in one ``lax.scan``; float32 throughout.
 
   Args:
     velocity: ``(z, sigma) -> v``, ``sigma`` a float32 scalar: the model's timestep / 1000.
-    callback: called on the host as ``callback(step)`` before each of the steps 0 .. n-1.
   """
+  alone = lambda z, sigma, memory: (velocity(z, sigma), memory)
+  return jax.lax.scan(lambda state, row: (_step(alone, state, row), None), start(z), _rows(plan))[0].x
+
+
+def _rows(plan: Schedule) -> dict[str, Float[Array, 'n']]:
+  """The numbers of each step."""
   ratio = plan.sigmas[1:] / plan.sigmas[:-1]
-  rows = {'step': np.arange(len(ratio)), 'sigma': plan.sigmas[:-1], 'time': plan.timesteps / 1000, 'r': ratio}
-  rows |= {'k': plan.extrapolation}
+  rows = {'sigma': plan.sigmas[:-1], 'time': plan.timesteps / 1000, 'r': ratio, 'k': plan.extrapolation}
   if plan.correction is not None:
     rows |= {'r1': np.append(1.0, ratio[:-1]), 'a': plan.correction[:, 0], 'b': plan.correction[:, 1]}
-  rows = {k: jnp.asarray(v, jnp.int32 if k == 'step' else jnp.float32) for k, v in rows.items()}
+  return {name: jnp.asarray(column, jnp.float32) for name, column in rows.items()}
 
-  def step(carry, row):
-    x, last, m1, m2 = carry
-    if callback is not None:
-      jax.debug.callback(callback, row['step'])
-    m = x - row['sigma'] * velocity(x, row['time']).astype(jnp.float32)
-    if plan.correction is not None:
-      corrected = row['r1'] * last + (1 - row['r1']) * (m1 + row['b'] * (m - m1) + row['a'] * (m2 - m1))
-      x = jnp.where(row['step'] > 0, corrected, x)
-    predicted = row['r'] * x + (1 - row['r']) * (m + row['k'] * (m - m1))
-    return (predicted, x, m, m1), None
 
-  x = z.astype(jnp.float32)
-  zero = jnp.zeros_like(x)
-  return jax.lax.scan(step, (x, x, zero, zero), rows)[0][0]
+def _step(velocity: Callable, state: State, row: dict[str, Float[Array, '']]) -> State:
+  step, x, last, m1, m2, memory = state
+  v, memory = velocity(x, row['time'], memory)
+  m = x - row['sigma'] * v.astype(jnp.float32)
+  if 'a' in row:
+    corrected = row['r1'] * last + (1 - row['r1']) * (m1 + row['b'] * (m - m1) + row['a'] * (m2 - m1))
+    x = jnp.where(step > 0, corrected, x)
+  predicted = row['r'] * x + (1 - row['r']) * (m + row['k'] * (m - m1))
+  return State(step + 1, predicted, x, m, m1, memory)

@@ -21,12 +21,9 @@ from collections.abc import Callable, Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from one4d_jax.checks import checked
 from one4d_jax.model import dlc
 from one4d_jax.model.one4d import AdapterConfig, One4D, base_shapes, trained_copy
-from one4d_jax.model.umc import Condition
 from one4d_jax.nn import lora
 from one4d_jax.wan import dit
 from one4d_jax.wan.config import DiTConfig
@@ -42,22 +39,6 @@ class OneSequence(One4D):
   """One token sequence for both modalities, through the base with one LoRA."""
 
   sequences = 1
-
-  def through(
-    self, base: dict, adapters: dict, x: Float[Array, 'b s d'], context: dit.Context
-  ) -> Float[Array, 'b s d']:
-    """The tokens after all layers: ``dlc.run`` of a single branch."""
-    scaled = lora.scaled(adapters['lora'], self.adapters.alpha / self.adapters.rank)
-    return dlc.run(
-      self.cfg,
-      base['blocks'],
-      {'lora': scaled},
-      x[None],
-      context,
-      link_layers=(),
-      precision=self.precision,
-      policy=self.remat,
-    )[0]
 
 
 class ChannelConcat(OneSequence):
@@ -81,26 +62,15 @@ class ChannelConcat(OneSequence):
       'out_xyz': trained_copy(base['head']['out'], shapes['head']['out']),
     }
 
-  @checked
-  def velocity(
-    self,
-    base: dict,
-    adapters: dict,
-    z: Float[Array, '2 b f h w c'],
-    sigma: Float[Array, 'b'],
-    condition: Condition,
-  ) -> Float[Array, '2 b f h w c']:
-    """As ``One4D.velocity``. Channels of the input: noisy RGB, mask, condition latent, noisy XYZ."""
-    cfg, precision = self.cfg, self.precision
-    grid = dit.token_grid(cfg, z.shape)
-    e, context = dit.embed_inputs(cfg, base, grid, 1000 * sigma, condition.text, condition.image, precision)
-    x = jnp.concatenate([z[dlc.RGB], condition.mask, condition.latent, z[dlc.XYZ]], axis=-1)
-    params = base['embed'] | {'patch': adapters['patch']}
-    x = dit.WanEmbed(cfg, precision).apply({'params': params}, x, method='tokens')
-    x = self.through(base, adapters, x, context)
+  def tokens(self, base, adapters, z, given, context):
+    """As ``One4D.tokens``. Channels of the input: noisy RGB, mask, condition latent, noisy XYZ."""
+    x = self._embed(base, {'patch': adapters['patch']}, z[dlc.RGB], given, z[dlc.XYZ])
+    return x[None], context
+
+  def patches(self, base, adapters, x, e):
+    """As ``One4D.patches``, by a head for each modality."""
     heads = base['head'], base['head'] | {'out': adapters['out_xyz']}
-    out = jnp.stack([dit.WanHead(cfg, precision).apply({'params': head}, x, e) for head in heads])
-    return self.read_out(out, grid, z, sigma)
+    return jnp.stack([dit.WanHead(self.cfg, self.precision).apply({'params': head}, x[0], e) for head in heads])
 
 
 class SpatialConcat(OneSequence):
@@ -121,27 +91,16 @@ class SpatialConcat(OneSequence):
     modality = nn.LogicallyPartitioned(jnp.zeros(self.cfg.width), ('embed',))
     return {'lora': _one_lora(self, key), 'modality_xyz': modality}
 
-  @checked
-  def velocity(
-    self,
-    base: dict,
-    adapters: dict,
-    z: Float[Array, '2 b f h w c'],
-    sigma: Float[Array, 'b'],
-    condition: Condition,
-  ) -> Float[Array, '2 b f h w c']:
-    """As ``One4D.velocity``. The condition enters at the RGB tokens, with zeros at the XYZ tokens."""
-    cfg, precision = self.cfg, self.precision
-    grid = dit.token_grid(cfg, z.shape)
-    e, context = dit.embed_inputs(cfg, base, grid, 1000 * sigma, condition.text, condition.image, precision)
-    cos, sin = (jnp.concatenate([table, table]) for table in (context.cos, context.sin))
-    given = jnp.concatenate([condition.mask, condition.latent], axis=-1)
-    x = jnp.concatenate([z, jnp.stack([given, jnp.zeros_like(given)])], axis=-1)
-    x = dit.WanEmbed(cfg, precision).apply({'params': base['embed']}, x, method='tokens')  # 2 b s d
+  def tokens(self, base, adapters, z, given, context):
+    """As ``One4D.tokens``. The condition enters at the RGB tokens, with zeros at the XYZ tokens."""
+    x = self._embed(base, {}, z, jnp.stack([given, jnp.zeros_like(given)]))  # 2 b s d
     x = jnp.concatenate([x[dlc.RGB], x[dlc.XYZ] + adapters['modality_xyz'].astype(x.dtype)], axis=1)
-    x = self.through(base, adapters, x, context._replace(cos=cos, sin=sin))
-    x = jnp.stack(jnp.split(x, 2, axis=1))
-    return self.read_out(dit.WanHead(cfg, precision).apply({'params': base['head']}, x, e), grid, z, sigma)
+    cos, sin = (jnp.concatenate([table, table]) for table in (context.cos, context.sin))
+    return x[None], context._replace(cos=cos, sin=sin)
+
+  def patches(self, base, adapters, x, e):
+    """As ``One4D.patches``."""
+    return super().patches(base, adapters, jnp.stack(jnp.split(x[0], 2, axis=1)), e)
 
 
 class SharedLora(One4D):
@@ -151,10 +110,10 @@ class SharedLora(One4D):
     """As ``One4D.init_adapters``."""
     return super().init_adapters(key, base) | {'lora': _one_lora(self, key)}
 
-  def velocity(self, base: dict, adapters: dict, z: Array, sigma: Array, condition: Condition) -> Array:
-    """As ``One4D.velocity``."""
+  def used(self, base: dict, adapters: dict) -> tuple[dict, dict]:
+    """As ``One4D.used``."""
     both = jax.tree.map(lambda a: jnp.repeat(a, 2, axis=1), adapters['lora'])  # [l 1 …] to [l 2 …]
-    return super().velocity(base, adapters | {'lora': both}, z, sigma, condition)
+    return super().used(base, adapters | {'lora': both})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,11 +131,11 @@ class OneWay(One4D):
     links = dlc.init_links(self.cfg.width, self.adapters.link_layers, modalities=1)
     return super().init_adapters(key, base) | {'links': links}
 
-  def velocity(self, base: dict, adapters: dict, z: Array, sigma: Array, condition: Condition) -> Array:
-    """As ``One4D.velocity``, at its cost: the links that are not there are zeros."""
+  def used(self, base: dict, adapters: dict) -> tuple[dict, dict]:
+    """As ``One4D.used``. The links that are not there are zeros, and cost as much."""
     links = [jnp.zeros_like(adapters['links'])] * 2
     links[self.into] = adapters['links']
-    return super().velocity(base, adapters | {'links': jnp.concatenate(links, axis=1)}, z, sigma, condition)
+    return super().used(base, adapters | {'links': jnp.concatenate(links, axis=1)})
 
 
 class FullTuning(One4D):
@@ -192,9 +151,9 @@ class FullTuning(One4D):
     del adapters['lora']
     return adapters | {'base': trained_copy(base, base_shapes(self.cfg, self.precision))}
 
-  def velocity(self, base: dict, adapters: dict, z: Array, sigma: Array, condition: Condition) -> Array:
-    """As ``One4D.velocity``; of ``base`` nothing is used."""
-    return super().velocity(adapters['base'], adapters | {'lora': {}}, z, sigma, condition)
+  def used(self, base: dict, adapters: dict) -> tuple[dict, dict]:
+    """As ``One4D.used``; of ``base`` nothing is used."""
+    return super().used(adapters['base'], adapters | {'lora': {}})
 
 
 def _unlinked(model: type[One4D], cfg: DiTConfig, adapters: AdapterConfig = AdapterConfig(), *args, **kwargs) -> One4D:

@@ -56,6 +56,9 @@ class Sizes:
   guidance: float
   shift: float
   solver: str
+  guidance_interval: tuple[float, ...] = (0.0, 1.0)
+  cache: float = 0.0
+  tile: int = 0
 
 
 WAN = Sizes(

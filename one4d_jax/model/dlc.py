@@ -9,6 +9,8 @@ A layer is the block mapped over the modality axis with the base held fixed, so 
 layer's slot, so any subset of layers may be linked, nothing is padded and no part of a stack is copied.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -58,26 +60,55 @@ def run(
   *,
   link_layers: tuple[int, ...],
   precision: dit.Precision = dit.BFLOAT16,
-  policy: str = 'block',  # of nn/remat.py
+  stack: Callable = remat.stack,
+  keys: dit.Keys | None = None,
 ) -> Float[Array, 'm b s d']:
-  """Both branches through all layers. ``adapters`` is the only differentiated argument."""
+  """Both branches through all layers. ``adapters`` is the only differentiated argument.
+
+  Args:
+    stack: how ``x`` goes through them, called as ``stack(layer, x, layers)``; see ``nn/remat.py``.
+    keys: those of ``keys`` below, if they are known.
+  """
   block = dit.WanBlock(cfg, precision)
 
-  def branch(lora, x, params):
-    return block.apply({'params': params, 'lora': lora}, x, context)
+  def branch(lora, x, params, keys):
+    return block.apply({'params': params, 'lora': lora}, x, context, keys)
 
-  layout = partition.current()
-  axis = layout.modality_axis if layout is not None and len(x) > 1 else None
-  both_branches = jax.vmap(branch, in_axes=(0, 0, None), spmd_axis_name=axis)
+  both_branches = jax.vmap(branch, in_axes=(0, 0, None, 0), spmd_axis_name=_modality_axis(len(x)))
 
   # One checkpoint around block, gather and link: whatever is indexed outside it becomes a saved residual.
   def layer(x, inputs):
-    params, lora, slot = inputs
+    params, lora, slot, keys = inputs
     x = remat.layer_input(partition.constrain(x, 'modality', 'batch', 'tokens', 'embed'))
-    x = both_branches(lora, x, params)
+    x = both_branches(lora, x, params, keys)
     if link_layers:
       x = jax.lax.cond(slot < 0, lambda x: x, lambda x: control_link(x, adapters['links'][slot]), x)
     return x, None
 
-  layers = blocks, adapters['lora'], link_slots(link_layers, cfg.layers)
-  return remat.stack(layer, policy, x, layers)
+  return stack(layer, x, (blocks, adapters['lora'], link_slots(link_layers, cfg.layers), keys))
+
+
+def keys(
+  cfg: DiTConfig,
+  blocks: dict,
+  lora: dict,
+  text: Float[Array, 'b t d'],
+  image: Float[Array, 'b i d'],
+  *,
+  branches: int = 2,
+  precision: dit.Precision = dit.BFLOAT16,
+) -> dit.Keys:
+  """Cross-attention keys and values of every layer and branch, ``[l m b t n h]``; they serve all steps of a sample."""
+  block = dit.WanBlock(cfg, precision)
+
+  def branch(lora, params):
+    return block.apply({'params': params, 'lora': lora}, text, image, method='keys')
+
+  branches = jax.vmap(branch, in_axes=(0, None), axis_size=branches, spmd_axis_name=_modality_axis(branches))
+  return jax.lax.scan(lambda _, layer: (None, branches(*layer)), None, (lora, blocks))[1]
+
+
+def _modality_axis(branches: int) -> str | None:
+  """The mesh axis over which ``vmap`` maps the branches."""
+  layout = partition.current()
+  return layout.modality_axis if layout is not None and branches > 1 else None

@@ -7,6 +7,7 @@ the patch embedding. With the paper's sizes that is 981,160,960 parameters, its 
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float
 from one4d_jax.checks import checked
 from one4d_jax.model import dlc
 from one4d_jax.model.umc import Condition
-from one4d_jax.nn import lora, partition
+from one4d_jax.nn import lora, partition, remat
 from one4d_jax.wan import dit
 from one4d_jax.wan.config import DiTConfig
 
@@ -83,40 +84,67 @@ class One4D:
     z: Float[Array, '2 b f h w c'],
     sigma: Float[Array, 'b'],
     condition: Condition,
+    *,
+    keys: dit.Keys | None = None,
+    stack: Callable | None = None,
   ) -> Float[Array, '2 b f h w c']:
     """Predicted velocity ``eps - z`` of both modalities (rgb, xyz), float32.
 
-    The condition enters the RGB branch alone: 16 noisy channels, 4 of mask, 16 of condition latent. The XYZ
-    branch gets 20 zero channels instead (Fig. 4, "zero pad") and its own patch embedding.
+    Args:
+      keys: those of ``keys``, for a sampler; the text and image of ``condition`` are then not looked at.
+      stack: how tokens go through the layers, for a sampler; see ``dlc.run``.
     """
-    cfg, precision = self.cfg, self.precision
-    grid = dit.token_grid(cfg, z.shape)
-    e, context = dit.embed_inputs(cfg, base, grid, 1000 * sigma, condition.text, condition.image, precision)
+    base, adapters = self.used(base, adapters)
+    cfg, grid = self.cfg, dit.token_grid(self.cfg, z.shape)
+    e, context = dit.embed_inputs(cfg, base, grid, 1000 * sigma, condition.text, condition.image, self.precision)
     given = jnp.concatenate([condition.mask, condition.latent], axis=-1)
-    embed_patches = lambda params, z, given: dit.WanEmbed(cfg, precision).apply(
-      {'params': params}, jnp.concatenate([z, given], axis=-1), method='tokens'
-    )
-    x = jnp.stack(
-      [
-        embed_patches(base['embed'], z[dlc.RGB], given),
-        embed_patches(base['embed'] | {'patch': adapters['patch_xyz']}, z[dlc.XYZ], jnp.zeros_like(given)),
-      ]
-    )
-    scaled = adapters | {'lora': lora.scaled(adapters['lora'], self.adapters.alpha / self.adapters.rank)}
+    x, context = self.tokens(base, adapters, z, given, context)
     x = dlc.run(
       cfg,
       base['blocks'],
-      scaled,
+      adapters,
       x,
       context,
       link_layers=self.adapters.link_layers,
-      precision=precision,
-      policy=self.remat,
+      precision=self.precision,
+      stack=stack or functools.partial(remat.stack, policy=self.remat),
+      keys=keys,
     )
-    out = dit.WanHead(cfg, precision).apply({'params': base['head']}, x, e)
-    return self.read_out(out, grid, z, sigma)
-
-  def read_out(self, out: Float[Array, '2 b s p'], grid: tuple[int, int, int], z: Array, sigma: Array) -> Array:
-    """The velocity of both modalities, from the patches that the head gives."""
+    out = self.patches(base, adapters, x, e)
     out = partition.constrain(out, 'modality', 'batch', None, None)  # whole again, for pixels do not follow tokens
-    return dit.read_out(self.cfg, out, grid, z, sigma)
+    return dit.read_out(cfg, out, grid, z, sigma)
+
+  def keys(self, base: dict, adapters: dict, condition: Condition) -> dit.Keys:
+    """What ``velocity`` computes of the text and the image of a condition, by layer and branch: ``[l m b t n h]``."""
+    base, adapters = self.used(base, adapters)
+    text, image = dit.embed_context(self.cfg, base, condition.text, condition.image, self.precision)
+    options = {'branches': self.sequences, 'precision': self.precision}
+    return dlc.keys(self.cfg, base['blocks'], adapters['lora'], text, image, **options)
+
+  def used(self, base: dict, adapters: dict) -> tuple[dict, dict]:
+    """Both as the branches take them: an adapter for each, scaled."""
+    scale = self.adapters.alpha / self.adapters.rank
+    return base, adapters | {'lora': lora.scaled(adapters['lora'], scale)}
+
+  def tokens(
+    self, base: dict, adapters: dict, z: Array, given: Float[Array, 'b f h w c'], context: dit.Context
+  ) -> tuple[Float[Array, 'm b s d'], dit.Context]:
+    """The tokens that enter the layers, and their context.
+
+    The condition enters the RGB branch alone: 16 noisy channels, 4 of mask, 16 of condition latent. The XYZ branch
+    gets 20 zero channels instead (Fig. 4, "zero pad") and its own patch embedding.
+    """
+    branches = (
+      self._embed(base, {}, z[dlc.RGB], given),
+      self._embed(base, {'patch': adapters['patch_xyz']}, z[dlc.XYZ], jnp.zeros_like(given)),
+    )
+    return jnp.stack(branches), context
+
+  def _embed(self, base: dict, own: dict, *channels: Array) -> Float[Array, '*m b s d']:
+    """Patches of all channels to tokens, by the base's embedding with what is ``own`` in its place."""
+    x = jnp.concatenate(channels, axis=-1)
+    return dit.WanEmbed(self.cfg, self.precision).apply({'params': base['embed'] | own}, x, method='tokens')
+
+  def patches(self, base: dict, adapters: dict, x: Float[Array, 'm b s d'], e: Array) -> Float[Array, '2 b s p']:
+    """The latent patches of both modalities, of the tokens that leave the layers."""
+    return dit.WanHead(self.cfg, self.precision).apply({'params': base['head']}, x, e)

@@ -36,7 +36,7 @@ def layer(body: Callable, policy: str) -> Callable:
   return functools.partial(jax.checkpoint, prevent_cse=False, policy=keep[policy])(body)
 
 
-def stack(body: Callable, policy: str, x: jax.Array, layers) -> jax.Array:
+def stack(body: Callable, x: jax.Array, layers, *, policy: str = 'block') -> jax.Array:
   """``x`` through all of ``layers`` (a tree, stacked): a ``scan`` of ``body``, which gives ``(x, None)``.
 
   A scan that keeps everything would copy all of it into stacks, so that one is unrolled.

@@ -37,6 +37,7 @@ _TABLE = {
   'vocab':    (('tensor', *_SPREAD),  ('tensor',)),
   'batch':    ((),                    BATCH),
   'tokens':   ((),                    ('sequence',)),
+  'rows':     ((),                    ('sequence', 'cfg', 'tensor', 'fsdp')),
   'layers':   ((),                    ()),
   'link':     ((),                    ()),
   'conv_in':  ((),                    ()),  # the VAE is small

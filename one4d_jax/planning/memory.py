@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from one4d_jax.parallel import rules
 from one4d_jax.planning import programs
 from one4d_jax.planning.hardware import GIB
 from one4d_jax.training import fairness, flops
+from one4d_jax.wan.vae import chunk_for
 
 ERROR = 0.15  # of the peak: how far the model may be off
 
@@ -27,15 +29,18 @@ class _Factors(NamedTuple):
   adapters: float  # float32 copies of a device's share: gradients, their sum, adapters with LoRA's scale folded in
   kept: tuple[float, float]  # [rows, width] and [rows, ffn_width] of a layer that is kept whole (remat none)
   forward: float  # [rows, width] in a forward pass
-  decode: tuple[float, float]  # [frames of a chunk, H, W, VAE width] float32, decoding a video, and each of two at once
-  encode: float  # the same, encoding a video
+  decode: tuple[float, float]  # [H, W, VAE width] float32, decoding: for each frame of a chunk, and beside them
+  encode: tuple[float, float]  # the same, encoding
 
 
 _FACTORS = {
-  'gpu': _Factors(width=24.5, ffn=4.1, adapters=3.0, kept=(42.0, 6.0), forward=9.5, decode=(6.6, 8.3), encode=6.0),
-  'tpu': _Factors(width=15.0, ffn=4.1, adapters=3.0, kept=(42.0, 6.0), forward=9.0, decode=(6.6, 8.3), encode=6.0),
+  'gpu': _Factors(
+    width=24.5, ffn=4.1, adapters=3.0, kept=(42.0, 6.0), forward=9.5, decode=(3.8, 32.0), encode=(6.0, 0.0)
+  ),
+  'tpu': _Factors(
+    width=15.0, ffn=4.1, adapters=3.0, kept=(42.0, 6.0), forward=9.0, decode=(3.8, 32.0), encode=(6.0, 0.0)
+  ),
 }
-_CHUNK = 16  # frames that the VAE works on at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +75,19 @@ def memory(task: str, config, mesh: str, devices: int, *, platform: str) -> Memo
   Raises:
     ConfigError: a mesh, batch or stage that does not go.
   """
-  if task == 'encode':
-    networks = programs.NAMES[task]
-    return max((encoding(name, config, devices, platform=platform) for name in networks), key=lambda m: m.peak)
-  where, factors = programs.abstract_mesh(mesh, devices), _FACTORS[platform]
-  held = _resident(task, config, mesh, devices)
-  return _train(held, config, where, factors) if task == 'train' else _sample(held, config, where, factors)
+  if task == 'train':
+    where = programs.abstract_mesh(mesh, devices)
+    held = _resident(task, config, mesh, devices, programs.samples(config, where))
+    return _train(held, config, where, _FACTORS[platform])
+  if task == 'sample':
+    one = lambda name: sampling(name, config, mesh, devices, platform=platform)
+  else:
+    one = lambda name: encoding(name, config, devices, platform=platform)
+  return max(map(one, programs.NAMES[task]), key=lambda found: found.peak)
 
 
-def _resident(task: str, config, mesh: str, devices: int) -> dict[str, int]:
+def _resident(task: str, config, mesh: str, devices: int, inputs) -> dict[str, int]:
   """Bytes that lie on a device by part. Weights do not depend on clips and remat, and are looked at once for all."""
-  where = programs.abstract_mesh(mesh, devices)
-  inputs = programs.samples(config, where) if task == 'train' else programs.request(config, where)
   model = dataclasses.replace(config.model, remat='block')
   same = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, frames=5, height=16, width=16))
   return _weights(task, same, mesh, devices) | {'batch': programs.held(inputs)}
@@ -89,7 +95,7 @@ def _resident(task: str, config, mesh: str, devices: int) -> dict[str, int]:
 
 @functools.lru_cache(maxsize=256)
 def _weights(task: str, config, mesh: str, devices: int) -> dict[str, int]:
-  [program] = programs.programs(task, config, programs.abstract_mesh(mesh, devices)).values()
+  program, *_ = programs.programs(task, config, programs.abstract_mesh(mesh, devices)).values()
   return dict.fromkeys(('base', 'adapters', 'optimizer', 'encoders'), 0) | programs.resident(program)
 
 
@@ -143,28 +149,38 @@ def _train(held: dict[str, int], config, mesh, factors: _Factors) -> Memory:
   return Memory(_whole(found), int(stored) if policy == 'offload' else 0)
 
 
-def _sample(held: dict[str, int], config, mesh, factors: _Factors) -> Memory:
-  dit = config.model.dit
-  both = 1 if config.sample.guidance == 1 else 2 / mesh.shape['cfg']  # with and without the prompt
-  denoise = factors.forward * width(config) * rows(config, mesh, both) * dit.width + _layer(config, mesh)
-  videos = 2 // mesh.shape['modality']
-  decode = factors.decode[videos - 1] * videos * _pixels(config) + 2 * _video(config)
-  scaled = held['adapters']  # with LoRA's scale folded in
-  return Memory(_whole(held | {'gradients': 0, 'activations': 0, 'temporaries': scaled + max(denoise, decode)}), 0)
+def sampling(name: str, config, mesh: str, devices: int, *, platform: str) -> Memory:
+  """Of one part of sampling (``programs.NAMES['sample']``), with all weights on the devices."""
+  where, factors, dit = programs.abstract_mesh(mesh, devices), _FACTORS[platform], config.model.dit
+  given, state = programs.between(config, where)
+  if name == 'begin':
+    inputs, added = programs.request(config, where), _vae(config, factors.encode, where) + programs.held((given, state))
+  elif name == 'advance':
+    both = 1 if config.sample.guidance == 1 else 2 / where.shape['cfg']  # with and without the prompt
+    denoise = factors.forward * width(config) * rows(config, where, both) * dit.width + _layer(config, where)
+    scaled = _resident('sample', config, mesh, devices, ())['adapters']  # with LoRA's scale folded in
+    inputs, added = (given, state), scaled + denoise
+  else:
+    inputs, added = state.x, _vae(config, factors.decode, where) + 2 * _video(config)
+  held = _resident('sample', config, mesh, devices, inputs)
+  return Memory(_whole(held | {'gradients': 0, 'activations': 0, 'temporaries': added}), 0)
 
 
 def encoding(name: str, config, devices: int, *, platform: str) -> Memory:
   """Of one network of encoding (``programs.NAMES['encode']``), a share of the clips on every device."""
   program = programs.programs('encode', config, programs.abstract_mesh('fsdp', devices))[name]
   held = dict.fromkeys(('base', 'adapters', 'optimizer'), 0) | programs.resident(program)
-  factor = {'vae': _FACTORS[platform].encode, 'decode': _FACTORS[platform].decode[0]}.get(name, 0)
-  return Memory(_whole(held | {'gradients': 0, 'activations': 0, 'temporaries': factor * _pixels(config)}), 0)
+  factors = {'vae': _FACTORS[platform].encode, 'decode': _FACTORS[platform].decode}.get(name, (0, 0))
+  return Memory(_whole(held | {'gradients': 0, 'activations': 0, 'temporaries': _vae(config, factors)}), 0)
 
 
-def _pixels(config) -> int:
-  """Bytes of the VAE's widest array: a chunk of frames at full resolution."""
-  data = config.data
-  return 4 * min(_CHUNK, data.frames) * data.height * data.width * config.model.vae.width
+def _vae(config, factors: tuple[float, float], mesh=None) -> float:
+  """Bytes that the VAE takes for a chunk of one video, its rows spread over the devices of ``mesh``."""
+  data, (frame, base) = config.data, factors
+  frames = min(4 * (chunk_for(data.frames, data.height, data.width, 'gpu') or data.frames), data.frames)
+  axes = () if mesh is None else rules.spec(('rows',), (data.height // 8,), mesh, rules.USED)[0] or ()
+  parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+  return 4 * (frame * frames + base) * data.height * data.width * config.model.vae.width / parts
 
 
 def _video(config) -> int:

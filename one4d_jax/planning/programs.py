@@ -12,7 +12,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
 from one4d_jax import config as configs
 from one4d_jax.errors import ConfigError
@@ -26,7 +26,7 @@ from one4d_jax.training import latents
 from one4d_jax.training.setup import setup
 from one4d_jax.training.stages import One4DStage
 
-NAMES = {'train': ('step',), 'sample': ('scene',), 'encode': ('vae', 'decode', 'text', 'image')}
+NAMES = {'train': ('step',), 'sample': generate.Programs._fields, 'encode': ('vae', 'decode', 'text', 'image')}
 
 
 class Program(NamedTuple):
@@ -55,7 +55,7 @@ def programs(task: str, config, mesh: Mesh | AbstractMesh) -> dict[str, Program]
   if task == 'train':
     return {'step': train(config, mesh)}
   if task == 'sample':
-    return {'scene': sample(config, mesh)}
+    return sample(config, mesh)
   return encode(config, mesh)
 
 
@@ -107,43 +107,64 @@ def samples(config, mesh: Mesh | AbstractMesh) -> dict:
   }
 
 
-def sample(config, mesh: Mesh | AbstractMesh) -> Program:
-  """The whole of one scene, from pixels and token ids to both videos, by the defaults of sampling."""
-  sizes, settings = configs.sizes(config), config.sample
+def sample(config, mesh: Mesh | AbstractMesh) -> dict[str, Program]:
+  """The parts of one scene, from pixels and token ids to both videos, by the defaults of sampling."""
+  sizes = configs.sizes(config)
   ring = sizes.dit.heads // mesh.shape['tensor'] % mesh.shape['sequence']
   layout = MeshLayout(mesh, 'ring' if ring else 'ulysses')
   bundle = Bundle({}, sizes, {})
   params = {name: _placed(bundle, name, mesh) for name in ('vae', 'text', 'image', 'adapters')}
   params['base'] = _base(sizes.dit, sizes.dtype, config.model.int8, mesh)
-  run = generate.compiled(
-    sizes,
-    steps=settings.steps,
-    guidance=settings.guidance,
-    shift=settings.shift,
-    solver=settings.solver,
-    layout=layout,
-  )
-  inputs = request(config, mesh)
-  parts = {
+  run = generate.compiled(sizes, layout, **generate.with_defaults(sizes, {}))
+  inputs, (given, state) = request(config, mesh), between(config, mesh)
+  arguments = {
+    'begin': inputs,
+    'advance': {'given': given, 'state': state, 'stop': state.step},
+    'decode': {'z': state.x},
+  }
+  weights = {
     'base': params['base'],
     'adapters': params['adapters'],
     'encoders': {name: params[name] for name in ('vae', 'text', 'image')},
-    'batch': inputs,
   }
-  return Program(run, {'params': params} | inputs, parts)
+  return {
+    name: Program(getattr(run, name), {'params': params} | own, weights | {'batch': own})
+    for name, own in arguments.items()
+  }
 
 
 def request(config, mesh: Mesh | AbstractMesh) -> dict:
   """What a scene is made from."""
-  data, tokens, whole = config.data, config.model.dit.text_len, NamedSharding(mesh, PartitionSpec())
-  array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+  return {name: _at(mesh, leaf, *(None,) * leaf.ndim) for name, leaf in _request(configs.sizes(config)).items()}
+
+
+def between(config, mesh: Mesh | AbstractMesh) -> tuple:
+  """What goes from ``begin`` to ``advance``."""
+  return generate.placed(_between(configs.sizes(config)), functools.partial(_at, mesh))
+
+
+def _at(mesh, leaf: jax.ShapeDtypeStruct, *names: str | None) -> jax.ShapeDtypeStruct:
+  """``leaf`` where ``MeshLayout.constrain`` puts it."""
+  sharding = NamedSharding(mesh, rules.spec(names, leaf.shape, mesh, rules.USED))
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _request(sizes) -> dict:
+  array, tokens = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype), sizes.dit.text_len
   return {
-    'video': array(np.float32, 1, data.frames, data.height, data.width, 3),
-    'observed': array(np.bool_, 1, data.frames),
+    'video': array(np.float32, 1, sizes.frames, sizes.height, sizes.width, 3),
+    'observed': array(np.bool_, 1, sizes.frames),
     'ids': array(np.int32, 2, tokens),
     'mask': array(np.bool_, 2, tokens),
     'seed': array(np.uint32),
   }
+
+
+@functools.lru_cache(maxsize=16)  # many meshes are tried
+def _between(sizes) -> tuple:
+  run = generate.compiled(sizes, None, **generate.with_defaults(sizes, {}))
+  params = {name: nn.unbox(_boxed(sizes, name)) for name in ('base', 'adapters', 'vae', 'text', 'image')}
+  return jax.eval_shape(run.begin, params, *_request(sizes).values())
 
 
 def encode(config, mesh: Mesh | AbstractMesh) -> dict[str, Program]:

@@ -25,8 +25,10 @@ from one4d_jax.data.clip import signed
 from one4d_jax.errors import DataError
 from one4d_jax.model import umc
 from one4d_jax.model.bundle import Bundle, Sizes
+from one4d_jax.nn import partition
 from one4d_jax.parallel import load
 from one4d_jax.wan.tokenizer import EOS, Tokenizer
+from one4d_jax.wan.vae import chunk_for
 
 PARTS = ('vae', 'text', 'image')  # the networks whose outputs are stored
 PIXELS = 2**24  # encoded at a time on one device, at least one clip
@@ -139,7 +141,7 @@ class Encoder:
 
 def encode(bundle: Bundle, params: dict, video: jax.Array) -> jax.Array:
   """Latents ``[b f h w c]`` of videos ``[b F H W 3]``, in bounded memory."""
-  return bundle.vae.encode(params, video, chunk=_chunk(video.shape[1:4]))
+  return bundle.vae.encode(params, video, chunk=chunk_for(*video.shape[1:4], partition.platform()))
 
 
 def decode(bundle: Bundle, params: dict, z: np.ndarray) -> np.ndarray:
@@ -153,11 +155,6 @@ def clips_at_a_time(size: tuple[int, int, int]) -> int:
   return int(np.clip(PIXELS // int(np.prod(size)), 1, 4))
 
 
-def _chunk(size: tuple[int, int, int]) -> int | None:
-  """Latent frames at a time: all of a small clip, which compiles faster."""
-  return None if np.prod(size) < PIXELS // 16 else 4
-
-
 @functools.lru_cache(maxsize=2)
 def networks(config: Sizes) -> dict[str, Callable]:
   """The networks ``(params, ...) -> output`` by part, and ``decode``."""
@@ -165,7 +162,7 @@ def networks(config: Sizes) -> dict[str, Callable]:
   size = lambda z: (4 * z.shape[1] - 3, 8 * z.shape[2], 8 * z.shape[3])
   return {
     'vae': jax.jit(functools.partial(encode, bundle)),
-    'decode': jax.jit(lambda params, z: bundle.vae.decode(params, z, chunk=_chunk(size(z)))),
+    'decode': jax.jit(lambda params, z: bundle.vae.decode(params, z, chunk=chunk_for(*size(z), partition.platform()))),
     'text': jax.jit(bundle.text.encode),
     'image': jax.jit(bundle.image.encode),
   }

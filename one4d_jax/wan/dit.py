@@ -46,51 +46,72 @@ def gated(x: Float[Array, 'b s d'], y: Float[Array, 'b s d'], gate: Float[Array,
   return (x.astype(jnp.float32) + y.astype(jnp.float32) * gate).astype(x.dtype)
 
 
+class Keys(NamedTuple):
+  """What the tokens of one block attend to beside each other, by head: keys and values of text and image."""
+
+  text_k: Float[Array, '*b t n h']
+  text_v: Float[Array, '*b t n h']
+  image_k: Float[Array, '*b i n h']
+  image_v: Float[Array, '*b i n h']
+
+
 class WanBlock(nn.Module):
   """Self-attention, cross-attention to text and image tokens, MLP; gates and shifts come from the timestep."""
 
   cfg: DiTConfig
   precision: Precision = BFLOAT16
 
-  @nn.compact
-  @checked
-  def __call__(self, x: Float[Array, 'b s d'], context: Context) -> Float[Array, 'b s d']:
+  def setup(self):
     cfg, precision = self.cfg, self.precision
-    norm = lambda name: RMSNorm(cfg.eps, name=name)
-    heads = lambda y: y.reshape(*y.shape[:-1], cfg.heads, -1)
 
-    def dense(name, features, axes):
-      return Dense(features, axes, dtype=precision.dtype, param_dtype=precision.param_dtype, name=name)
+    def dense(features, axes):
+      return Dense(features, axes, dtype=precision.dtype, param_dtype=precision.param_dtype)
 
-    def project(name, y):
-      return dense(name, cfg.width, ('embed', 'heads'))(y)
-
-    table = self.param(
+    square, norm = lambda *axes: dense(cfg.width, axes), lambda: RMSNorm(cfg.eps)
+    self.modulation = self.param(
       'modulation',
       nn.with_logical_partitioning(nn.initializers.normal(cfg.width**-0.5), (None, 'embed')),
       (6, cfg.width),
       jnp.float32,
     )
-    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(table + context.modulation, 6, axis=1)  # [b 1 d] each
+    self.self_q, self.self_k, self.self_v = (square('embed', 'heads') for _ in range(3))
+    self.self_norm_q, self.self_norm_k, self.self_o = norm(), norm(), square('heads', 'embed')
+    self.cross_norm, self.cross_q, self.cross_norm_q = LayerNorm(cfg.eps), square('embed', 'heads'), norm()
+    self.cross_k, self.cross_v, self.cross_norm_k = square('embed', 'heads'), square('embed', 'heads'), norm()
+    self.cross_k_img, self.cross_v_img = square('embed', 'heads'), square('embed', 'heads')
+    self.cross_norm_k_img, self.cross_o = norm(), square('heads', 'embed')
+    self.ffn_in, self.ffn_out = dense(cfg.ffn_width, ('embed', 'ffn')), dense(cfg.width, ('ffn', 'embed'))
 
-    y = layer_norm(x, cfg.eps) * (1 + scale1) + shift1
+  def _heads(self, y: Float[Array, '*b s d']) -> Float[Array, '*b s n h']:
+    return y.reshape(*y.shape[:-1], self.cfg.heads, -1)
+
+  def keys(self, text: Float[Array, 'b t d'], image: Float[Array, 'b i d']) -> Keys:
+    """They depend on neither tokens nor timestep: a sampler computes them once."""
+    k, v = self.cross_norm_k(self.cross_k(text)), self.cross_v(text)
+    k_img, v_img = self.cross_norm_k_img(self.cross_k_img(image)), self.cross_v_img(image)
+    return Keys(*map(self._heads, (k, v, k_img, v_img)))
+
+  @checked
+  def __call__(self, x: Float[Array, 'b s d'], context: Context, keys: Keys | None = None) -> Float[Array, 'b s d']:
+    """With ``keys`` the text and the image of ``context`` are not looked at."""
+    eps, heads = self.cfg.eps, self._heads
+    modulation = jnp.split(self.modulation + context.modulation, 6, axis=1)
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulation  # [b 1 d] each
+
+    y = layer_norm(x, eps) * (1 + scale1) + shift1
     # q and k are normalised over the whole width, before the split into heads
-    q, k = norm('self_norm_q')(project('self_q', y)), norm('self_norm_k')(project('self_k', y))
+    q, k = self.self_norm_q(self.self_q(y)), self.self_norm_k(self.self_k(y))
     q, k = (rope.rotate(heads(z), context.cos, context.sin) for z in (q, k))
-    y = attend(q, k, heads(project('self_v', y))).reshape(x.shape)
-    x = gated(x, dense('self_o', cfg.width, ('heads', 'embed'))(y), gate1)
+    y = attend(q, k, heads(self.self_v(y))).reshape(x.shape)
+    x = gated(x, self.self_o(y), gate1)
 
-    y = LayerNorm(cfg.eps, name='cross_norm')(x)
-    q = heads(norm('cross_norm_q')(project('cross_q', y)))
-    k = heads(norm('cross_norm_k')(project('cross_k', context.text)))
-    y = attend(q, k, heads(project('cross_v', context.text)))
-    k = heads(norm('cross_norm_k_img')(project('cross_k_img', context.image)))
-    y += attend(q, k, heads(project('cross_v_img', context.image)))
-    x += dense('cross_o', cfg.width, ('heads', 'embed'))(y.reshape(x.shape))
+    q = heads(self.cross_norm_q(self.cross_q(self.cross_norm(x))))
+    keys = self.keys(context.text, context.image) if keys is None else keys
+    y = attend(q, keys.text_k, keys.text_v) + attend(q, keys.image_k, keys.image_v)
+    x += self.cross_o(y.reshape(x.shape))
 
-    y = layer_norm(x, cfg.eps) * (1 + scale2) + shift2
-    y = nn.gelu(dense('ffn_in', cfg.ffn_width, ('embed', 'ffn'))(y), approximate=True)
-    y = dense('ffn_out', cfg.width, ('ffn', 'embed'))(y)
+    y = layer_norm(x, eps) * (1 + scale2) + shift2
+    y = self.ffn_out(nn.gelu(self.ffn_in(y), approximate=True))
     return gated(x, y, gate2)
 
 
@@ -177,6 +198,17 @@ def init_base(key: jax.Array, cfg: DiTConfig, precision: Precision = BFLOAT16) -
   }
 
 
+def embed_context(
+  cfg: DiTConfig,
+  base: dict,
+  text: Float[Array, 'b t c'],
+  image: Float[Array, 'b i ci'],
+  precision: Precision = BFLOAT16,
+) -> tuple[Float[Array, 'b t d'], Float[Array, 'b i d']]:
+  """Text and image tokens at the width of the blocks."""
+  return WanEmbed(cfg, precision).apply({'params': base['embed']}, text, image, method='context')
+
+
 @checked
 def embed_inputs(
   cfg: DiTConfig,
@@ -188,9 +220,8 @@ def embed_inputs(
   precision: Precision = BFLOAT16,
 ) -> tuple[Float[Array, 'b d'], Context]:
   """``(e, context)`` shared by both branches. ``grid`` counts tokens along frames, rows, columns."""
-  module = WanEmbed(cfg, precision)
-  e, modulation = module.apply({'params': base['embed']}, timestep, method='time')
-  text, image = module.apply({'params': base['embed']}, text, image, method='context')
+  e, modulation = WanEmbed(cfg, precision).apply({'params': base['embed']}, timestep, method='time')
+  text, image = embed_context(cfg, base, text, image, precision)
   cos, sin = map(jnp.asarray, rope.tables(grid, cfg.width // cfg.heads))
   return e, Context(modulation, text, image, cos, sin)
 
@@ -247,7 +278,7 @@ def velocity(
     x = remat.layer_input(partition.constrain(x, 'batch', 'tokens', 'embed'))
     return block.apply({'params': params}, x, context), None
 
-  tokens = remat.stack(layer, policy, tokens, base['blocks'])
+  tokens = remat.stack(layer, tokens, base['blocks'], policy=policy)
   out = WanHead(cfg, precision).apply({'params': base['head']}, tokens, e)
   out = partition.constrain(out, 'batch', None, None)
   return read_out(cfg, out, grid, x[..., : cfg.out_channels], timestep / 1000)

@@ -1,11 +1,14 @@
 """Wan's causal video VAE: ``1 + 4n`` frames to ``1 + n`` latent frames, 8 times smaller in height and width."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
@@ -15,6 +18,7 @@ from one4d_jax.wan import vae_blocks as blocks
 from one4d_jax.wan.config import VAEConfig
 
 DType = Any
+_SMALL, _LARGE = 2**17, 2**19  # pixels of a clip, of a frame
 
 
 class Step(NamedTuple):
@@ -194,19 +198,68 @@ class WanVAE:
 
   @checked
   def decode(
-    self, params: dict, z: Float[Array, 'b f h w c'], *, chunk: int | None = None
+    self, params: dict, z: Float[Array, 'b f h w c'], *, chunk: int | None = None, tile: int | None = None
   ) -> Float[Array, 'b F H W 3']:
     """Video of a normalised latent, not clamped to [-1, 1].
 
+    Args:
+      tile: frames with a side of more than so many latent places are decoded in tiles of that side, which overlap by a
+        quarter and fade into each other. Memory is that of a tile; a tile sees nothing beyond its edge.
+
     Raises:
-      ShapeError: if the latent has another number of channels.
+      ShapeError: if the latent has another number of channels, or a tile of less than 4 places.
     """
+    if tile is not None and tile < 4:
+      raise ShapeError(f'tile is {tile}: give 4 or more latent places, or None for whole frames')
+    if tile is not None and max(z.shape[2:4]) > tile:
+      return _tiled(functools.partial(self.decode, params, chunk=chunk), z, tile, self.stride[1])
     if z.shape[-1] != self.cfg.latent_channels:
       raise ShapeError(f'latent has {z.shape[-1]} channels, this VAE needs {self.cfg.latent_channels}')
     z = z * jnp.asarray(self.cfg.latent_std) + jnp.asarray(self.cfg.latent_mean)
     if chunk is None:
       return self.decoder.apply({'params': params['decoder']}, z)
     return stream(self.decoder, params['decoder'], z, check_chunk(chunk))
+
+
+def chunk_for(frames: int, height: int, width: int, platform: str) -> int | None:
+  """Latent frames to work on at a time: all of a small clip, which compiles faster; one on a CPU, or if it is large."""
+  if frames * height * width < _SMALL:
+    return None
+  return 1 if platform == 'cpu' else max(1, min(4, _LARGE // (height * width)))
+
+
+def _tiled(decode: Callable, z: Float[Array, 'b f h w c'], tile: int, stride: int) -> Float[Array, 'b F H W 3']:
+  """``decode`` of every tile, one after the other, weighted by the distance from its edges."""
+  places = [_starts(size, tile) for size in z.shape[2:4]]
+  sides = [min(size, tile) for size in z.shape[2:4]]
+  ramp = lambda n: np.minimum(np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)) / (n / 4), 1)
+  fade = [ramp(stride * side) for side in sides]
+  weight = jnp.asarray(fade[0][:, None, None] * fade[1][:, None], jnp.float32)
+  starts = jnp.asarray([(y, x) for y in places[0] for x in places[1]])
+
+  def add(sums, start):
+    piece = decode(jax.lax.dynamic_slice(z, (0, 0, *start, 0), (*z.shape[:2], *sides, z.shape[-1])))
+    corner = 0, 0, *(stride * start), 0
+
+    def onto(whole, part):
+      old = jax.lax.dynamic_slice(whole, corner, part.shape)
+      return jax.lax.dynamic_update_slice(whole, old + part, corner)
+
+    return (onto(sums[0], piece * weight), onto(sums[1], weight[None, None])), None
+
+  height, width = (stride * size for size in z.shape[2:4])
+  video = jax.eval_shape(decode, jax.ShapeDtypeStruct((*z.shape[:2], 4, 4, z.shape[-1]), z.dtype))
+  empty = jnp.zeros((*video.shape[:2], height, width, 3)), jnp.zeros((1, 1, height, width, 1))
+  total, weights = jax.lax.scan(add, empty, starts)[0]
+  return total / weights
+
+
+def _starts(size: int, tile: int) -> list[int]:
+  """Where tiles begin that cover ``size`` places: as few as overlap by a quarter or more, evenly spread."""
+  if size <= tile:
+    return [0]
+  count = 1 + -(-(size - tile) // (tile - tile // 4))
+  return [i * (size - tile) // (count - 1) for i in range(count)]
 
 
 def check_video(shape: tuple[int, ...], time: int, space: int) -> None:

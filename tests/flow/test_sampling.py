@@ -27,23 +27,37 @@ def test_weights_zero_and_one_pick_a_branch():
   np.testing.assert_array_equal(guidance.combine(a, b, 3.0), b + 3 * (a - b))
 
 
-def test_weight_one_never_runs_the_negative():
-  calls = []
-  velocity = lambda z, s, c: calls.append(c) or z
-  guidance.guided(velocity, 'positive', 'negative', 1)(jnp.ones(2), jnp.float32(1))
-  assert calls == ['positive']
+def test_weight_one_is_the_velocity_itself():
+  assert guidance.guided(pull, 1) is pull
 
 
-def test_doubled_batch_equals_two_calls():
-  z, sigma = jax.random.normal(jax.random.key(0), SHAPE), jnp.float32(0.7)
-  two = guidance.guided(pull, *conditions(), 6.0)(z, sigma)
-  one = guidance.guided(pull, *conditions(), 6.0, together=True)(z, sigma)
-  np.testing.assert_allclose(one, two, rtol=1e-6)
+def remembering(z, sigma, memory):
+  """Of rows without the prompt 0, with it 1 more than remembered; remembers how often each row was run."""
+  prompt = (jnp.arange(z.shape[1]) >= z.shape[1] - SHAPE[1]).astype(jnp.float32)[:, None, None, None, None]
+  return jnp.broadcast_to(prompt * (1 + memory[:, :, None, None, None, None].mean()), z.shape), memory + 1
+
+
+def test_rows_without_the_prompt_come_first():
+  field = guidance.guided(lambda z, sigma, memory: (remembering(z, sigma, memory)[0], memory + 1), 3.0)
+  v, memory = field(jnp.zeros(SHAPE), jnp.float32(0.5), jnp.zeros((1, 6)))
+  np.testing.assert_array_equal(v, jnp.full(SHAPE, 3.0))
+  np.testing.assert_array_equal(memory, jnp.ones((1, 6)))
+
+
+def test_outside_of_its_interval_guidance_costs_nothing_and_forgets():
+  seen = []
+  field = guidance.guided(lambda z, *rest: seen.append(z.shape[1]) or remembering(z, *rest), 3.0, (0.2, 0.8))
+  field = jax.jit(field)
+  for sigma, expected, rows in ((0.9, 1.0, [0, 0, 0, 1, 1, 1]), (0.5, 3.0, [1] * 6), (0.1, 1.0, [0, 0, 0, 1, 1, 1])):
+    v, memory = field(jnp.zeros(SHAPE), jnp.float32(sigma), jnp.zeros((1, 6)))
+    np.testing.assert_array_equal(v, jnp.full(SHAPE, expected))
+    np.testing.assert_array_equal(memory, [rows])
+  assert sorted(seen) == [3, 6], 'one program holds both'
 
 
 def test_guidance_without_negative_says_so():
   with pytest.raises(ConfigError, match='needs a negative condition'):
-    guidance.guided(pull, conditions()[0], None, 2.0)
+    sampling.sample(jax.random.key(0), pull, conditions()[0], shape=SHAPE)
 
 
 @pytest.mark.parametrize('solver', ['euler', 'dpm++'])

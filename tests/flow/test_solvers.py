@@ -66,12 +66,17 @@ def test_gaussian_data_is_sampled_well_and_order_two_wins(name):
   assert error < (0.1 if name == 'euler' else 0.02)
 
 
-def test_callback_sees_every_step_once():
-  seen = []
-  out = solvers.solve(toy, jnp.ones(3), solver='euler', steps=4, shift=1.0, callback=lambda i: seen.append(int(i)))
-  jax.block_until_ready(out)
-  jax.effects_barrier()
-  assert sorted(seen) == [0, 1, 2, 3]
+@pytest.mark.parametrize('name', solvers.SOLVERS)
+def test_steps_taken_one_by_one_are_the_whole(name):
+  plan = solvers.schedule(name, steps=5, shift=3.0)
+  velocity = lambda z, sigma, count: (toy(z, sigma), count + 1)
+  advance = jax.jit(lambda state, stop: solvers.advance(velocity, state, plan, stop))
+  state = solvers.start(jnp.ones(3), jnp.int32(0))
+  for stop in (1, 2, 4, 5, 5):
+    state = advance(state, stop)
+    assert state.step == state.memory == stop
+  np.testing.assert_allclose(state.x, solvers.follow(toy, jnp.ones(3), plan), rtol=1e-6)
+  assert advance._cache_size() == 1
 
 
 def test_is_one_scan_and_can_be_jitted():

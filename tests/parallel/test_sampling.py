@@ -10,7 +10,7 @@ import pytest
 from one4d_jax import cli, sample
 from one4d_jax.errors import ConfigError
 from one4d_jax.model import bundle as bundles
-from one4d_jax.model.generate import generate
+from one4d_jax.model.generate import compiled, generate, with_defaults
 from one4d_jax.parallel import load
 from tests import small
 
@@ -30,10 +30,11 @@ def alone(folder):
   return made(bundles.load(folder))
 
 
-def made(bundle):
+def made(bundle, **settings):
   video = np.random.default_rng(0).uniform(-1, 1, (5, 32, 32, 3)).astype(np.float32)
   observed = np.array([True, False, False, False, True])
-  return generate(bundle, video, observed, 'a red box', seed=3, steps=2, guidance=3.0)
+  settings = {'seed': 3, 'steps': 3, 'guidance': 3.0} | settings
+  return generate(bundle, video, observed, 'a red box', **settings)
 
 
 MESH = 'cfg=2,modality=2,sequence=2'
@@ -43,7 +44,16 @@ def test_the_same_videos(folder, alone):
   bundle = load.load_bundle(folder, MESH)
   kernel = bundle.params['base']['blocks']['ffn_in']['kernel']
   assert len({str(shard.index) for shard in kernel.addressable_shards}) > 1, 'weights lie in shares'
-  for found, expected in zip(made(bundle), alone, strict=True):
+  for found, expected in zip(made(bundle, progress=lambda _: None), alone, strict=True):
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+  chosen = with_defaults(bundle.config, {'steps': 3, 'guidance': 3.0})
+  assert compiled(bundle.config, bundle.layout, **chosen).advance._cache_size() == 1, 'one program does every step'
+
+
+def test_steps_are_skipped_and_guidance_stops_on_a_mesh_as_on_one_device(folder):
+  settings = {'cache': 0.3, 'guidance_interval': (0.9, 1.0), 'steps': 6}
+  one = made(bundles.load(folder), **settings)
+  for found, expected in zip(made(load.load_bundle(folder, MESH), **settings), one, strict=True):
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 

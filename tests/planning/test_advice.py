@@ -62,7 +62,7 @@ def test_search_lists_what_nothing_beats():
 
 
 def test_search_comes_down_to_the_largest_clip_that_fits():
-  [first, *_] = advice.search('sample', paper('data.height=720', 'data.width=1280'), hardware.parse('a100-40:2'))
+  [first, *_] = advice.search('sample', paper('data.height=720', 'data.width=1280'), hardware.parse('a100-40:1'))
   data = first.choice.config.data
   assert data.frames * data.height * data.width < 81 * 720 * 1280
   assert {'data.frames', 'data.height'} & set(first.choice.changes)

@@ -11,7 +11,7 @@ import pytest
 from one4d_jax.errors import ShapeError
 from one4d_jax.wan import vae_blocks as blocks
 from one4d_jax.wan.config import VAEConfig
-from one4d_jax.wan.vae import WanVAE
+from one4d_jax.wan.vae import WanVAE, _tiled, chunk_for
 from tests import golden
 from weight_conversion.rules import convert
 from weight_conversion.tables.vae import rules
@@ -223,3 +223,35 @@ def test_bfloat16_stays_close():
   z, full = quick_jit(lambda p, x: (half.encode(p, x, chunk=1), vae.encode(p, x)))(params, video)
   assert z.dtype == jnp.float32
   assert error(z, full) < 0.1 * np.abs(full).max()
+
+
+@pytest.mark.parametrize('size', [(5, 9), (16, 4), (11, 23)])
+def test_tiles_of_a_local_map_are_the_whole(size):
+  z = jax.random.normal(jax.random.key(0), (1, 2, *size, 3))
+  decode = lambda z: jnp.repeat(jnp.repeat(z, 8, axis=2), 8, axis=3)
+  np.testing.assert_allclose(_tiled(decode, z, 5, 8), decode(z), atol=1e-5)
+
+
+def test_tiles_take_less_memory_and_differ_little():
+  model, params = tiny()
+  z = jax.random.normal(jax.random.key(1), (1, 2, 40, 40, model.cfg.latent_channels))
+  whole, tiled = (jax.jit(functools.partial(model.decode, params, tile=tile)).lower(z).compile() for tile in (None, 16))
+  assert tiled.memory_analysis().temp_size_in_bytes < 0.6 * whole.memory_analysis().temp_size_in_bytes
+  a, b = whole(z), tiled(z)
+  assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.95
+  np.testing.assert_array_equal(model.decode(params, z, tile=40), model.decode(params, z))
+  with pytest.raises(ShapeError, match='tile is 3'):
+    model.decode(params, z, tile=3)
+
+
+def test_large_frames_go_in_small_pieces():
+  assert chunk_for(17, 64, 64, 'gpu') is chunk_for(17, 64, 64, 'cpu') is None and chunk_for(81, 128, 224, 'cpu') == 1
+  assert [chunk_for(81, *size, 'gpu') for size in ((128, 224), (352, 624), (480, 832), (720, 1280))] == [4, 2, 1, 1]
+
+
+@pytest.mark.parametrize('frames', [3, 6])
+def test_a_large_convolution_goes_frame_by_frame(frames, monkeypatch):
+  x, kernel = jax.random.normal(jax.random.key(0), (2, frames, 6, 4, 3)), jnp.ones((3, 3, 3, 3, 5))
+  whole = blocks.conv3d(x, kernel, fold=True)
+  monkeypatch.setattr(blocks, '_FOLDED', 0)
+  np.testing.assert_allclose(blocks.conv3d(x, kernel, fold=True), whole, rtol=1e-5)
