@@ -60,6 +60,8 @@ def ours(entry: dict):
   os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={entry["devices"]}'
   import flax.linen as nn
   import jax
+  import jax.numpy as jnp
+  import numpy as np
 
   from one4d_jax.model.umc import Condition
   from one4d_jax.nn import partition
@@ -70,16 +72,17 @@ def ours(entry: dict):
   model, key, b = network(), jax.random.key(0), entry['batch']
   f, rows, columns = grid(entry)
   base = nn.unbox(jax.jit(model.init_base)(key))
-  adapters = nn.unbox(model.init_adapters(key, base))
-  latent = lambda *lead: jax.random.normal(key, (*lead, b, f, 2 * rows, 2 * columns, 16))
-  text, image = jax.random.normal(key, (b, TEXT, 64)), jax.random.normal(key, (b, IMAGE, 64))
+  adapters = nn.unbox(jax.jit(model.init_adapters)(key, base))
+  normal = lambda *shape: jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+  latent = lambda *lead: normal(*lead, b, f, 2 * rows, 2 * columns, 16)
+  text, image = normal(b, TEXT, 64), normal(b, IMAGE, 64)
   condition = Condition(latent=latent(), mask=latent()[..., :4], text=text, image=image)
   layout = MeshLayout(meshes.make(f'sequence={entry["devices"]}')) if entry['devices'] > 1 else None
 
   @jax.jit
   def run(z):
     with partition.using(layout):
-      return model.velocity(base, adapters, z, jax.numpy.full(b, 0.5), condition)
+      return model.velocity(base, adapters, z, jnp.full(b, 0.5), condition)
 
   z = latent(2)
   yield lambda: run(z).block_until_ready()

@@ -1,6 +1,8 @@
 """A mistake of the user is one line and status 2; a bug keeps its traceback."""
 
 import argparse
+import subprocess
+import sys
 
 import pytest
 
@@ -63,3 +65,11 @@ def test_help_exits_zero(capsys):
   with pytest.raises(SystemExit) as stop:
     cli.run(lambda args: None, parser(), ['--help'])
   assert stop.value.code == 0 and '--debug' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['encode', 'evaluate', 'export', 'plan', 'prepare', 'sample', 'train', 'view'])
+def test_help_does_not_load_jax(name):
+  run = f"runpy.run_module('one4d_jax.{name}', run_name='__main__')"
+  code = f"import runpy, sys; sys.argv[1:] = ['--help']; sys.modules['jax'] = None; {run}"
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert done.returncode == 0 and 'usage:' in done.stdout, done

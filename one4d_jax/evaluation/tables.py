@@ -65,7 +65,7 @@ def run(
   Args:
     weights: the first is evaluated; others have their own rows in a table by training steps.
     root: the folder of downloaded benchmarks.
-    evaluate: as in ``one4d_jax.evaluate``.
+    evaluate: as in ``evaluation/run.py``.
   """
   known = [describe(path) for path in weights]
   table = with_weights(paper.load(cfg.table), known)

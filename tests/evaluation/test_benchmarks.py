@@ -12,6 +12,7 @@ from one4d_jax.data.clip import signed
 from one4d_jax.errors import ConfigError
 from one4d_jax.evaluation import benchmarks, depth, methods, report
 from one4d_jax.evaluation.benchmarks import EvalConfig
+from one4d_jax.evaluation.run import load_config
 from one4d_jax.model import bundle
 from one4d_jax.model import generate as model
 
@@ -97,8 +98,8 @@ def test_mistakes_are_one_line(options, message, capsys):
 
 
 def test_presets_differ_from_the_default_as_named():
-  assert evaluate.load_config('configs/eval.py') == EvalConfig()
-  assert evaluate.load_config('configs/eval.py:sparse', ['fraction=0.1']) == EvalConfig(task='sparse', fraction=0.1)
+  assert load_config('configs/eval.py') == EvalConfig()
+  assert load_config('configs/eval.py:sparse', ['fraction=0.1']) == EvalConfig(task='sparse', fraction=0.1)
 
 
 def test_levels_take_turns():
