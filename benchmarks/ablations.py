@@ -102,16 +102,15 @@ def parser() -> argparse.ArgumentParser:
 
 def scored(bundle, setting: Setting, *, seed: int, clips: int, folder: pathlib.Path) -> list[dict]:
   """A row of ``embedded.FIGURES`` for each clip; kept in ``folder``."""
-  from one4d_jax.evaluation import benchmarks, methods
+  from one4d_jax.evaluation import methods
   from one4d_jax.evaluation.benchmarks import EvalConfig
 
   sampled = {name: getattr(setting, name) for name in ('task', 'fraction', 'guidance', 'solver', 'steps')}
   cfg = EvalConfig(seed=seed, **sampled)
-  size = {name: getattr(bundle.config, name) for name in ('frames', 'height', 'width')}
   predict = methods.model(bundle, cfg)
 
   def row(i: int) -> dict:
-    truth = benchmarks.truth(benchmarks.held_out_clip('medium', i, **size), f'medium-{i:04d}')
+    truth = embedded.held_out(bundle, 'medium', i)
     return embedded.figures(truth, predict(truth), cfg.protocol())
 
   name = f'{setting.group}-{setting.name}-{seed}'.replace(', ', '-').replace(' ', '_')
@@ -175,8 +174,7 @@ def sampling(args: argparse.Namespace) -> dict:
 def means(rows: list[dict]) -> dict[str, float | None]:
   """Over clips; of figures that a few clips without parallax would decide, the median."""
   pooled = embedded.pooled([{'task': '', 'level': '', **row} for row in rows])['']['']
-  how = lambda name: 'median' if name in embedded.MEDIAN else 'mean'
-  return {name: pooled.get(name, {}).get(how(name)) for name in embedded.FIGURES}
+  return {name: pooled.get(name, {}).get(embedded.how(name)) for name in embedded.FIGURES}
 
 
 def values(seeds: list[dict], name: str) -> list[float]:

@@ -47,15 +47,14 @@ def rows(bundle, task: str, clips: int) -> list[dict]:
   from tqdm import tqdm
 
   from one4d_jax.data.clip import signed
-  from one4d_jax.evaluation import benchmarks, methods
+  from one4d_jax.evaluation import methods
   from one4d_jax.evaluation.benchmarks import EvalConfig
   from one4d_jax.model.generate import generate
   from one4d_jax.model.umc import observed_frames
 
-  size = {name: getattr(bundle.config, name) for name in ('frames', 'height', 'width')}
   cfg, observed, made = EvalConfig(task=task), observed_frames(task, bundle.config.frames), []
   for i in tqdm(range(clips), task, unit='clip'):
-    truth = benchmarks.truth(benchmarks.held_out_clip('medium', i, **size), f'medium-{i:04d}')
+    truth = embedded.held_out(bundle, 'medium', i)
     for name, settings in SETTINGS[task].items():
       run = lambda settings=settings, truth=truth: generate(
         bundle, signed(truth.rgb), observed, truth.caption, **({'steps': 50} | settings)
@@ -77,7 +76,7 @@ def table(found: list[dict]) -> str:
 
   def shown(levels: dict, figure: str) -> str:
     _, factor, style = embedded.FIGURES[figure]
-    return format(factor * levels['medium'][figure]['median' if figure in embedded.MEDIAN else 'mean'], style)
+    return format(factor * levels['medium'][figure][embedded.how(figure)], style)
 
   seconds = lambda name: statistics.median(row['seconds'] for row in found if row['task'] == name)
   whole, lines = seconds(found[0]['task']), []

@@ -68,6 +68,19 @@ def flow(video: np.ndarray) -> float:
   return float(np.mean([np.hypot(*optical_flow_ilk(a, b, radius=5)) for a, b in itertools.pairwise(grey)]))
 
 
+def held_out(bundle, level: str, seed: int):
+  """The truth of a clip that no model was trained on, of the size of a bundle's."""
+  from one4d_jax.evaluation import benchmarks
+
+  size = {name: getattr(bundle.config, name) for name in ('frames', 'height', 'width')}
+  return benchmarks.truth(benchmarks.held_out_clip(level, seed, **size), f'{level}-{seed:04d}')
+
+
+def how(name: str) -> str:
+  """A figure of many clips is pooled."""
+  return 'median' if name in MEDIAN else 'mean'
+
+
 def figures(truth, found, protocol) -> dict[str, float | None]:
   """Of one clip."""
   from one4d_jax.data.clip import signed
@@ -88,15 +101,14 @@ def measured(bundle, clips: int, steps: int, work: pathlib.Path) -> list[dict]:
   from tqdm import tqdm
 
   from one4d_jax.data.clip import signed
-  from one4d_jax.evaluation import benchmarks, methods
+  from one4d_jax.evaluation import methods
   from one4d_jax.evaluation.benchmarks import EvalConfig
 
-  size = {name: getattr(bundle.config, name) for name in ('frames', 'height', 'width')}
   predict = {'vae': methods.round_trip(bundle, EvalConfig())}
   predict |= {task: methods.model(bundle, EvalConfig(task=task, steps=steps)) for task in TASKS}
 
   def row(task: str, level: str, seed: int, path: pathlib.Path) -> dict:
-    truth = benchmarks.truth(benchmarks.held_out_clip(level, seed, **size), path.stem)
+    truth = held_out(bundle, level, seed)
     found = predict[task](truth)
     np.savez_compressed(path.with_suffix('.npz'), made=(found.rgb * 127).astype(np.int8), true=signed(truth.rgb))
     of_codes = {'xyz': xyz_error(bundle, methods.true_code(truth))} if task == 'vae' else {}
@@ -158,7 +170,7 @@ def tables(results: dict) -> dict[str, str]:
   shown = {**FIGURES, 'xyz': ('Abs Rel of XYZ', 1, '.4f')}
   cell = lambda name, value: '-' if value is None else format(shown[name][1] * value, shown[name][2])
   quality = [
-    (task, level, *(cell(name, of.get(name, {}).get('mean' if name not in MEDIAN else 'median')) for name in FIGURES))
+    (task, level, *(cell(name, of.get(name, {}).get(how(name))) for name in FIGURES))
     for task, levels in results['pooled'].items()
     for level, of in levels.items()
   ]

@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
   import jax.numpy as jnp
 
   from one4d_jax.data.clip import signed
-  from one4d_jax.evaluation import benchmarks, methods, report
+  from one4d_jax.evaluation import methods, report
   from one4d_jax.evaluation.video import psnr
   from one4d_jax.flow import rectified
   from one4d_jax.flow.sampling import sample
@@ -44,8 +44,7 @@ def main(args: argparse.Namespace) -> None:
 
   bundle = bundles.load(args.weights)
   params = jax.tree.map(jnp.asarray, bundle.params)
-  size = {name: getattr(bundle.config, name) for name in ('frames', 'height', 'width')}
-  truths = [benchmarks.truth(benchmarks.held_out_clip('medium', i, **size), str(i)) for i in range(args.clips)]
+  truths = [embedded.held_out(bundle, 'medium', i) for i in range(args.clips)]
   rgb = jnp.stack([signed(truth.rgb) for truth in truths])
   code = np.stack([methods.true_code(truth) for truth in truths])
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def trace(folder: str | os.PathLike | None) -> Iterator[None]:
-  """Traces what runs inside into ``folder``; ``None`` traces nothing. Waits for what was dispatched inside."""
+  """Traces what runs inside into ``folder``; ``None`` traces nothing."""
   if folder is None:
     yield
     return
@@ -17,7 +17,6 @@ def trace(folder: str | os.PathLike | None) -> Iterator[None]:
   options.python_tracer_level = 0  # Python's own calls would be most of it
   with jax.profiler.trace(os.fspath(folder), create_perfetto_trace=True, profiler_options=options):
     yield
-    jax.effects_barrier()
 
 
 class Steps:

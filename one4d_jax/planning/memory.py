@@ -153,16 +153,16 @@ def sampling(name: str, config, mesh: str, devices: int, *, platform: str) -> Me
   """Of one part of sampling (``programs.NAMES['sample']``), with all weights on the devices."""
   where, factors, dit = programs.abstract_mesh(mesh, devices), _FACTORS[platform], config.model.dit
   given, state = programs.between(config, where)
+  inputs = {'begin': programs.request(config, where), 'advance': (given, state), 'decode': state.x}[name]
+  held = _resident('sample', config, mesh, devices, inputs)
   if name == 'begin':
-    inputs, added = programs.request(config, where), _vae(config, factors.encode, where) + programs.held((given, state))
+    added = _vae(config, factors.encode, where) + programs.held((given, state))
   elif name == 'advance':
     both = 1 if config.sample.guidance == 1 else 2 / where.shape['cfg']  # with and without the prompt
     denoise = factors.forward * width(config) * rows(config, where, both) * dit.width + _layer(config, where)
-    scaled = _resident('sample', config, mesh, devices, ())['adapters']  # with LoRA's scale folded in
-    inputs, added = (given, state), scaled + denoise
+    added = held['adapters'] + denoise  # with LoRA's scale folded in
   else:
-    inputs, added = state.x, _vae(config, factors.decode, where) + 2 * _video(config)
-  held = _resident('sample', config, mesh, devices, inputs)
+    added = _vae(config, factors.decode, where) + 2 * _video(config)
   return Memory(_whole(held | {'gradients': 0, 'activations': 0, 'temporaries': added}), 0)
 
 
