@@ -6,17 +6,14 @@ its dataclass and nowhere else.
 """
 
 import dataclasses
-import importlib.util
 import json
 import math
-import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-import yaml
 
+from one4d_jax import presets
 from one4d_jax.errors import ConfigError
 from one4d_jax.flow.solvers import SOLVERS
 from one4d_jax.model import baselines, generate
@@ -24,7 +21,6 @@ from one4d_jax.model.bundle import Sizes
 from one4d_jax.model.one4d import AdapterConfig
 from one4d_jax.nn import remat
 from one4d_jax.parallel import mesh, sequence
-from one4d_jax.structs import from_dict
 from one4d_jax.training import moments
 from one4d_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
 
@@ -164,64 +160,11 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
   """The checked configuration of ``'file.py:preset'`` with ``'section.key=value'`` overrides (values in YAML).
 
   Raises:
-    ConfigError: as ``read``, or values that do not fit together.
+    ConfigError: as ``presets.read``, or values that do not fit together.
   """
-  config = read(spec, overrides, Config)
+  config = presets.read(spec, overrides, Config)
   check(config)
   return config
-
-
-def read(spec: str, overrides: Sequence[str], cls: type) -> Any:
-  """An instance of the dataclass ``cls`` from the file and preset of ``spec`` (empty: its defaults), with overrides.
-
-  Raises:
-    ConfigError: no such file or preset, unknown key, a value of the wrong type.
-  """
-  values = _preset(spec) if spec else ml_collections.ConfigDict(dataclasses.asdict(cls())).lock()
-  for override in overrides:
-    _override(values, override)
-  return from_dict(values.to_dict(), cls)
-
-
-def _preset(spec: str) -> ml_collections.ConfigDict:
-  path, _, preset = spec.partition(':')
-  file = pathlib.Path(path)
-  if not file.is_file():
-    raise ConfigError(
-      f'no config file {path!r}; the project has vae.py, base.py, one4d.py, baselines.py, postopt.py and eval.py in '
-      'configs/'
-    )
-  module_spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
-  module = importlib.util.module_from_spec(module_spec)
-  sys.path.insert(0, str(file.resolve().parent.parent))  # config files import what they share from their folder
-  try:
-    module_spec.loader.exec_module(module)
-  finally:
-    sys.path.pop(0)
-  presets = getattr(module, 'PRESETS', ())
-  if not presets or (preset and preset not in presets):
-    raise ConfigError(f'{path} has no preset {preset!r}; choose from {", ".join(presets) or "none"}')
-  return module.get_config(preset or presets[0])
-
-
-def _override(values: ml_collections.ConfigDict, text: str) -> None:
-  key, equals, value = text.partition('=')
-  *sections, leaf = key.split('.')
-  node = values
-  for section in sections:
-    node = node[section] if isinstance(node, ml_collections.ConfigDict) and section in node else None
-  if not equals or not isinstance(node, ml_collections.ConfigDict) or leaf not in node:
-    known = sorted(node.keys()) if isinstance(node, ml_collections.ConfigDict) else sorted(values.keys())
-    raise ConfigError(f'unknown config key {key!r}; expected --config.KEY=VALUE with KEY among {", ".join(known)}')
-  with node.unlocked():
-    try:
-      parsed = yaml.safe_load(value)
-      if isinstance(node[leaf], float) and isinstance(parsed, str):
-        parsed = float(parsed)  # YAML takes 1e-4 for text
-      node[leaf] = parsed
-    except (TypeError, ValueError, yaml.YAMLError) as error:
-      kind = type(node[leaf]).__name__
-      raise ConfigError(f'config {key}={value!r} must be of type {kind}') from error
 
 
 def check(config: Config) -> None:

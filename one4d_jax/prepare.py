@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-  from one4d_jax import config as configs
+  from one4d_jax import presets
   from one4d_jax.data import captioners, curate, preparation, report
 
   missing = [f'--{name}' for name in ('root', 'out') if not getattr(args, name)]
@@ -61,7 +61,7 @@ def _prepare(args: argparse.Namespace) -> None:
     raise UserError(f'--workers and --limit must be at least 1; got {args.workers} and {args.limit}')
   if args.captions_per_minute is not None and args.captions_per_minute <= 0:
     raise UserError(f'--captions-per-minute must be above 0; got {args.captions_per_minute:g}')
-  curation = configs.read(args.config or '', args.overrides, curate.Curation)
+  curation = presets.read(args.config or '', args.overrides, curate.Curation)
   curation.check()
   captioner = captioners.make(args.captions) if args.captions else None
   out = pathlib.Path(args.out).absolute()

@@ -196,9 +196,9 @@ def number(value) -> float | None:
 def fit_options(args: argparse.Namespace):
   """How cameras are fitted; a configuration is only read, and JAX loaded with it, where one is asked for."""
   if args.config or args.overrides:
-    from one4d_jax import config
+    from one4d_jax import presets
 
-    return config.read(args.config or '', args.overrides, FitOptions)
+    return presets.read(args.config or '', args.overrides, FitOptions)
   return FitOptions()
 
 

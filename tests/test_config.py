@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from one4d_jax import cli, train
+from one4d_jax import cli, presets, train
 from one4d_jax import config as configs
 from one4d_jax.config import Config
 from one4d_jax.errors import ConfigError
@@ -115,15 +115,15 @@ def test_unknown_files_and_presets_are_named():
 
 
 def test_how_cameras_are_fitted():
-  assert configs.read('', [], FitOptions) == FitOptions() == configs.read('configs/postopt.py', [], FitOptions)
-  paper = configs.read('configs/postopt.py:paper', ['adam.iterations=7'], FitOptions)
+  assert presets.read('', [], FitOptions) == FitOptions() == presets.read('configs/postopt.py', [], FitOptions)
+  paper = presets.read('configs/postopt.py:paper', ['adam.iterations=7'], FitOptions)
   assert (paper.method, paper.loss, paper.adam.iterations) == ('adam', 'l1', 7)
-  assert configs.read('configs/postopt.py:zoom', [], FitOptions).focal == 'per_frame'
-  assert configs.read('configs/postopt.py:cropped', [], FitOptions).principal_point == 'shared'
-  assert configs.read('configs/eval.py', ['postopt.smoothness=0'], EvalConfig).postopt.smoothness == 0
+  assert presets.read('configs/postopt.py:zoom', [], FitOptions).focal == 'per_frame'
+  assert presets.read('configs/postopt.py:cropped', [], FitOptions).principal_point == 'shared'
+  assert presets.read('configs/eval.py', ['postopt.smoothness=0'], EvalConfig).postopt.smoothness == 0
   for change, words in [('loss=l0', "loss='l0'"), ('los=l1', "unknown config key 'los'"), ('method=adam', "loss='l1'")]:
     with pytest.raises(ConfigError, match=words):
-      configs.read('', [change], FitOptions)
+      presets.read('', [change], FitOptions)
 
 
 def test_sources_of_data():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from one4d_jax import config
+from one4d_jax import presets
 from one4d_jax.data.scenes import GENERATOR_VERSION
 from one4d_jax.errors import ConfigError, DataError
 from one4d_jax.evaluation import benchmarks, methods, page, paper, predictions, preview, report, score, tables, video
@@ -60,7 +60,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> EvalConfig:
   Raises:
     ConfigError: no such file, preset or key, or values that do not fit.
   """
-  cfg = config.read(spec, overrides, EvalConfig)
+  cfg = presets.read(spec, overrides, EvalConfig)
   cfg.check()
   return cfg
 

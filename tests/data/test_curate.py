@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from one4d_jax import config
+from one4d_jax import presets
 from one4d_jax.data import curate, render
 from one4d_jax.data.curate import Curation, Limits
 from one4d_jax.data.sources.recording import Frame
@@ -221,7 +221,7 @@ def test_held_out_share_is_kept_and_stable():
 
 def test_configuration():
   Curation().check()
-  read = config.read('', ['limits.consistency=0.6', 'sizes=[[64, 96]]', 'frames=17', 'shortest=9'], Curation)
+  read = presets.read('', ['limits.consistency=0.6', 'sizes=[[64, 96]]', 'frames=17', 'shortest=9'], Curation)
   assert read.limits.consistency == 0.6 and read.sizes == ((64, 96),)
   read.check()
   for wrong in (
