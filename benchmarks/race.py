@@ -4,6 +4,8 @@ A script that races calls ``enter`` first: in a process that ``race`` started it
 each library does the same work, ``pair`` and ``about`` make the results.
 """
 
+import ctypes
+import gc
 import json
 import os
 import pathlib
@@ -41,6 +43,8 @@ def enter(builders: Mapping[str, Callable[[dict], Iterator]]) -> None:
   libraries = resident('VmRSS')
   program = next(steps)
   program()  # compiles, warms up
+  gc.collect()
+  ctypes.CDLL(None).malloc_trim(0)  # what a compiler has freed is not the program's
   _tell(libraries)
   for _ in sys.stdin:
     forget_peak()
