@@ -87,10 +87,12 @@ def encode(
     DataError: ``out`` holds another encoding; no clips; under ``strict`` a clip that cannot be encoded.
     CheckpointError: weights without the networks that encode.
   """
+  from one4d_jax import compiler
   from one4d_jax.training import encoding, latents
 
   if sparse_masks < 1:
     raise UserError(f'--sparse-masks {sparse_masks}: a clip needs 1 or more')
+  compiler.check()
   bundle = networks(weights)
   settings = {
     'data': {split: source.fingerprint for split, source in sources.items() if len(source)},

@@ -92,10 +92,12 @@ def main(args: argparse.Namespace) -> None:
 
 def load_bundle(path, mesh: str | None = None, *, plan_check: bool = True):
   """The networks of a folder, on one device or on a mesh, unless a scene could not fit there. Imports JAX."""
+  from one4d_jax import compiler
   from one4d_jax.model import bundle
   from one4d_jax.parallel import load
   from one4d_jax.planning import guard
 
+  compiler.check()
   if plan_check:
     guard.check_scene(path, mesh)
   return load.load_bundle(path, mesh) if mesh else bundle.load(path)

@@ -121,6 +121,7 @@ def train(
   import jax
   from tqdm import tqdm
 
+  from one4d_jax import compiler
   from one4d_jax import config as configs
   from one4d_jax.data import pipeline
   from one4d_jax.errors import CheckpointError
@@ -143,6 +144,7 @@ def train(
   say = lambda text: tqdm.write(text, file=sys.stderr) if main else None
 
   # -- The mesh ----------------------------------------------------------------------------------------------------
+  compiler.check()
   mesh = meshes.make(config.parallel.mesh)
   layout = MeshLayout(mesh, config.parallel.attention)
   if layout.platform == 'cpu':

@@ -19,6 +19,7 @@ HEIGHT = {
   **dict.fromkeys(('errors', 'checks'), 0),
   **dict.fromkeys(('geometry', 'nn', 'flow'), 1),
   'structs': 0.5,
+  'compiler': 0.5,
   'presets': 0.7,
   'wan': 2,
   'model': 3,

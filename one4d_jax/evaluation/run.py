@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from one4d_jax import presets
+from one4d_jax import compiler, presets
 from one4d_jax.data.scenes import GENERATOR_VERSION
 from one4d_jax.errors import ConfigError, DataError
 from one4d_jax.evaluation import benchmarks, methods, page, paper, predictions, preview, report, score, tables, video
@@ -100,6 +100,7 @@ def evaluate(
     ConfigError: ``out`` holds the rows of another run, or choices that do not fit.
     DataError: a folder without the benchmark, or without any prediction.
   """
+  compiler.check()
   sizes = bundles.describe(bundles.locate())[0] if bundle is None else bundle.config
   protocol, size = cfg.protocol(), {name: getattr(sizes, name) for name in ('frames', 'height', 'width')}
   listed = benchmarks.listed(cfg, protocol, root=root, size=size)
