@@ -214,6 +214,10 @@ def draw(made: dict[str, dict[str, list[dict]]], path: pathlib.Path) -> None:
   figure.savefig(path, dpi=110)
 
 
+def tables(results: dict) -> dict[str, str]:
+  return {f'{what}-{group}': table(rows, group) for what, of in results.items() for group, rows in of['rows'].items()}
+
+
 def main(args: argparse.Namespace) -> None:
   out = pathlib.Path(args.out)
   results = json.loads(out.read_text()) if out.is_file() else {}
@@ -221,7 +225,6 @@ def main(args: argparse.Namespace) -> None:
   settings = {k: v for k, v in vars(args).items() if k in ('seeds', 'steps', 'batch', 'train_clips', 'clips')}
   rows = results.get(args.what, {}).get('rows', {}) | made
   results[args.what] = {'settings': settings, 'rows': rows}
-  tables = {f'{args.what}-{group}': table(rows, group) for group, rows in made.items()}
   draw(rows, out.with_name(f'{out.stem}-{args.what}.png'))
   page.record(args, results, tables)
 

@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
     rows.append({'scale': scale, 'shift': shift, 'noise': noise} | measured(clips, scale, shift, noise))
     print(json.dumps(rows[-1]), flush=True)
   results = {'clips': [f'{level}-{seed}' for level, seed in names], 'size': SIZE, 'rows': rows}
-  page.record(args, results, {'alignment': table(rows)})
+  page.record(args, results, tables)
 
 
 def measured(clips, scale: float, shift: float, noise: float) -> dict:
@@ -72,7 +72,7 @@ def measure(clip, scale: float, shift: float, noise: float) -> dict:
   return row
 
 
-def table(rows: list[dict]) -> str:
+def tables(results: dict) -> dict[str, str]:
   from one4d_jax.evaluation import report
 
   heading = ('prediction', 's', 't / median', *(f'{name}: Abs Rel' for name in ALIGNMENTS), 's, t moved by 1e-4 x 1000')
@@ -84,9 +84,9 @@ def table(rows: list[dict]) -> str:
       *(f'{row["abs_rel"][name]:.4f}' for name in ALIGNMENTS),
       f'{row["moved"]["adam_1e-4_1000"]:.3f}',
     )
-    for row in rows
+    for row in results['rows']
   ]
-  return report.table(lines, heading)
+  return {'alignment': report.table(lines, heading)}
 
 
 if __name__ == '__main__':

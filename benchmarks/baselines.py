@@ -192,7 +192,7 @@ def main(args: argparse.Namespace) -> None:
       for name, config in presets.items()
     },
   }
-  page.record(args, results, tables(results))
+  page.record(args, results, tables)
 
 
 if __name__ == '__main__':

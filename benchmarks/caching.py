@@ -87,13 +87,17 @@ def table(found: list[dict]) -> str:
   return report.table(lines, ('', 's', 'times as fast', *headings))
 
 
+def tables(results: dict) -> dict[str, str]:
+  return {f'caching-{task}': table(made) for task, made in results['rows'].items()}
+
+
 def main(args: argparse.Namespace) -> None:
   from one4d_jax.model import bundle as bundles
 
   bundle = bundles.load(args.weights)
   found = {task: rows(bundle, task, args.clips) for task in SETTINGS}
   results = {'weights': bundle.hash, 'clips': args.clips, 'versions': page.versions('jax', 'jaxlib'), 'rows': found}
-  page.record(args, results, {f'caching-{task}': table(made) for task, made in found.items()})
+  page.record(args, results, tables)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,6 @@ of the page cache. Prints a table and writes it to ``benchmarks/results/convert.
 import argparse
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import platform
@@ -25,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # run as a file
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-from benchmarks.page import publish
+from benchmarks import page
 from one4d_jax import cli
 from one4d_jax.errors import UserError
 from one4d_jax.wan.config import DiTConfig
@@ -36,7 +35,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def parser() -> argparse.ArgumentParser:
-  p = argparse.ArgumentParser(prog='python benchmarks/convert.py', description=__doc__.split('\n')[0])
+  p = page.parser('convert', __doc__, page='docs/conversion.md')
   p.add_argument('--work', metavar='DIR', required=True, help='an empty place with 66 GB of room')
   p.add_argument('--layers', type=int, default=40, help='fewer for a trial (default: %(default)s)')
   return p
@@ -113,13 +112,13 @@ def main(args: argparse.Namespace) -> None:
     'machine': {'cores': os.cpu_count(), 'memory_GiB': round(_memory() / 2**30), 'system': platform.system()},
     'rows': rows,
   }
-  print(table(result))
   if args.layers == DiTConfig.layers:
-    (ROOT / 'benchmarks/results/convert.json').write_text(json.dumps(result, indent=1) + '\n')
-    publish(ROOT / 'docs/conversion.md', 'convert', table(result))
+    page.record(args, result, tables)
+  else:
+    print(*tables(result).values())
 
 
-def table(result: dict) -> str:
+def tables(result: dict) -> dict[str, str]:
   lines = ['| | seconds | GB/s | speed / cp | peak memory, GiB | written, GB |', '|---|---|---|---|---|---|']
   for row in result['rows']:
     peak = '' if row['name'] == 'cp' else f'{row["peak_GiB"]:.2f}'
@@ -127,7 +126,7 @@ def table(result: dict) -> str:
       f'| {row["name"]} | {row["seconds"]:.0f} | {row["GB_per_s"]:.2f} | {row["of_cp"]:.2f} | {peak} '
       f'| {row["written_GB"]:.1f} |'
     )
-  return '\n'.join(lines)
+  return {'convert': '\n'.join(lines)}
 
 
 def _memory() -> int:

@@ -39,9 +39,13 @@ def main(args: argparse.Namespace) -> None:
     fault: {'clips': len(pairs), 'exact': sum(a for a, _ in pairs), 'noisy': sum(b for _, b in pairs)}
     for fault, pairs in rows.items()
   }
+  page.record(args, results, tables)
+
+
+def tables(results: dict) -> dict[str, str]:
   lines = ['| fault | clips | dropped, exact | dropped, noisy and unmasked |', '|---|---|---|---|']
   lines += [f'| {name} | {row["clips"]} | {row["exact"]} | {row["noisy"]} |' for name, row in results.items()]
-  page.record(args, results, {'curation': '\n'.join(lines)})
+  return {'curation': '\n'.join(lines)}
 
 
 def rejected(fault: str, level: str, seed: int) -> tuple[bool, bool] | None:

@@ -54,7 +54,6 @@ def main(args: argparse.Namespace) -> None:
       'prepare, 2 processes': (prepared, folder, 2),
     }.items()}  # fmt: skip
   about = {'cpus': os.cpu_count(), 'python': platform.python_version(), 'records': RECORDS, 'batch': BATCH}
-  tables = {'data-latents': table(latents, 'record'), 'data-prepare': table(prepare, 'clip')}
   page.record(args, about | {'latents': latents, 'prepare': prepare}, tables)
 
 
@@ -171,6 +170,10 @@ def prepared(folder: pathlib.Path, workers: int) -> dict:
 
 def folder_size(folder: pathlib.Path) -> int:
   return sum(path.stat().st_size for path in (folder / 'tartanair').rglob('*') if path.is_file())
+
+
+def tables(results: dict) -> dict[str, str]:
+  return {'data-latents': table(results['latents'], 'record'), 'data-prepare': table(results['prepare'], 'clip')}
 
 
 def table(rows: dict[str, dict], unit: str) -> str:

@@ -193,7 +193,7 @@ def tables(results: dict) -> dict[str, str]:
 def main(args: argparse.Namespace) -> None:
   results = race.about(args.rounds, 'jax', 'torch', 'diffusers', 'peft')
   results |= {'pairs': pairs(args), 'joined': joined(args)}
-  page.record(args, results, tables(results))
+  page.record(args, results, tables)
 
 
 BUILDERS = {'ours': ours, 'diffusers': theirs}

@@ -34,6 +34,7 @@ FIGURES = {  # heading, factor, format
   'edges': ('edges, %', 100, '.1f'),
   'flow': ('flow, of true', 1, '.2f'),
 }
+SHOWN = FIGURES | {'xyz': ('Abs Rel of XYZ', 1, '.4f')}  # in some table
 MEDIAN = ('focal_error', 'ate_share', 'flow')  # a few clips without parallax would decide the mean
 # What the model is to reach at the level medium: figure, how it is pooled, limit, whether it is the largest allowed.
 TARGETS = {
@@ -163,32 +164,40 @@ def judged(of: dict) -> list[dict]:
   return found
 
 
+def _cell(name: str, value: float | None) -> str:
+  _, factor, style = SHOWN[name]
+  return '-' if value is None else format(factor * value, style)
+
+
+def quality(results: dict, *levels: str) -> str:
+  """Pooled figures of every task at these levels, which are named where there are several."""
+  from one4d_jax.evaluation import report
+
+  rows = [
+    (task, *(level,) * (len(levels) > 1), *(_cell(name, of[level].get(name, {}).get(how(name))) for name in FIGURES))
+    for task, of in results['pooled'].items()
+    for level in levels
+  ]
+  headings = [heading + (' (median)' if name in MEDIAN else '') for name, (heading, *_) in FIGURES.items()]
+  return report.table(rows, ('given', *('level',) * (len(levels) > 1), *headings))
+
+
 def tables(results: dict) -> dict[str, str]:
   """The card's tables."""
   from one4d_jax.evaluation import report
 
-  shown = {**FIGURES, 'xyz': ('Abs Rel of XYZ', 1, '.4f')}
-  cell = lambda name, value: '-' if value is None else format(shown[name][1] * value, shown[name][2])
-  quality = [
-    (task, level, *(cell(name, of.get(name, {}).get(how(name))) for name in FIGURES))
-    for task, levels in results['pooled'].items()
-    for level, of in levels.items()
-  ]
-  headings = [heading + (' (median)' if name in MEDIAN else '') for name, (heading, *_) in FIGURES.items()]
   targets = [
     (
       row['task'],
-      f'{shown[row["figure"]][0]}, {row["pooled"]}',
-      f'{"≤" if row["at_most"] else "≥"} {cell(row["figure"], row["limit"])}',
-      cell(row['figure'], row['value']),
+      f'{SHOWN[row["figure"]][0]}, {row["pooled"]}',
+      f'{"≤" if row["at_most"] else "≥"} {_cell(row["figure"], row["limit"])}',
+      _cell(row['figure'], row['value']),
       'yes' if row['met'] else 'no',
     )
     for row in results['targets']
   ]
-  headings = ('given', 'level', *headings)
   return {
-    'quality': report.table(quality, headings),
-    'medium': report.table([(row[0], *row[2:]) for row in quality if row[1] == 'medium'], ('given', *headings[2:])),
+    'quality': quality(results, *results['pooled']['video']),
     'targets': report.table(targets, ('given', 'level medium', 'target', 'measured', 'met')),
   }
 
@@ -214,10 +223,9 @@ def main(args: argparse.Namespace) -> None:
   save_png(sheet(work, args.clips), pathlib.Path(args.out).with_suffix('.png'))
   results = {'weights': bundle.hash, 'clips': args.clips, 'steps': args.steps, 'pooled': pooled(rows)}
   results |= {'targets': judged(results['pooled']), 'rows': rows}
-  made = tables(results)
-  page.record(args, results, {name: made[name] for name in ('quality', 'targets')})
+  page.record(args, results, tables)
   if not args.weights:
-    page.publish(page.ROOT / 'README.md', 'embedded', made['medium'])
+    page.publish(page.ROOT / 'README.md', 'embedded', quality(results, 'medium'))
 
 
 if __name__ == '__main__':

@@ -93,6 +93,15 @@ def main() -> None:
     loss: float(np.abs(np.subtract(*(curve(rows, loss)[1] for rows in runs.values()))).max())
     for loss in ('loss_rgb', 'loss_xyz')
   }
+  curves = {
+    name: {loss: [list(map(float, c)) for c in curve(rows, loss)] for loss in ('loss_rgb', 'loss_xyz')}
+    for name, rows in runs.items()
+  }
+  results = {'steps': args.steps, 'final': final, 'apart': apart, 'curves': curves}
+  page.record(args, json.loads(json.dumps(results, default=float)), tables)
+
+
+def tables(results: dict) -> dict[str, str]:
   heads = {
     'loss_rgb': f'loss RGB, last {WINDOW} steps',
     'loss_xyz': 'loss XYZ',
@@ -102,15 +111,13 @@ def main() -> None:
     'validation/psnr_xyz': 'PSNR XYZ, dB',
   }
   table = ['| base | ' + ' | '.join(heads.values()) + ' |', '|---' * (len(heads) + 1) + '|']
-  table += [f'| {name} | ' + ' | '.join(f'{found[key]:.4g}' for key in heads) + ' |' for name, found in final.items()]
-  table += ['', f'{args.steps} steps of 4 samples. The curves (means of {WINDOW} steps) lie at most '
+  table += [
+    f'| {name} | ' + ' | '.join(f'{found[key]:.4g}' for key in heads) + ' |' for name, found in results['final'].items()
+  ]
+  apart = results['apart']
+  table += ['', f'{results["steps"]} steps of 4 samples. The curves (means of {WINDOW} steps) lie at most '
             f'{apart["loss_rgb"]:.4f} (RGB) and {apart["loss_xyz"]:.4f} (XYZ) apart.']  # fmt: skip
-  curves = {
-    name: {loss: [list(map(float, c)) for c in curve(rows, loss)] for loss in ('loss_rgb', 'loss_xyz')}
-    for name, rows in runs.items()
-  }
-  results = {'steps': args.steps, 'final': final, 'apart': apart, 'curves': curves}
-  page.record(args, json.loads(json.dumps(results, default=float)), {'int8': '\n'.join(table)})
+  return {'int8': '\n'.join(table)}
 
 
 if __name__ == '__main__':

@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
   import jax.numpy as jnp
 
   from one4d_jax.data.clip import signed
-  from one4d_jax.evaluation import methods, report
+  from one4d_jax.evaluation import methods
   from one4d_jax.evaluation.video import psnr
   from one4d_jax.flow import rectified
   from one4d_jax.flow.sampling import sample
@@ -81,13 +81,17 @@ def main(args: argparse.Namespace) -> None:
     settings = {'shape': z.shape, 'steps': STEPS, 'shift': shift, 'guidance': 1.0}
     run = jax.jit(lambda key, settings=settings: sample(key, velocity, condition, **settings))
     rows.append(row(f'samples, shift {shift:g}', run(jax.random.key(5))))
+  page.record(args, {'weights': bundle.hash, 'clips': args.clips, 'steps': STEPS, 'rows': rows}, tables)
+
+
+def tables(results: dict) -> dict[str, str]:
+  from one4d_jax.evaluation import report
+
   columns = {'alone': ('Abs Rel of each channel alone', '.3f'), 'abs_rel': ('Abs Rel of XYZ', '.3f')}
   columns |= {'psnr': ('PSNR RGB, dB', '.1f')}
   cell = lambda value, style: '-' if value is None else format(value, style)
-  lines = [(row['what'], *(cell(row[name], style) for name, (_, style) in columns.items())) for row in rows]
-  table = report.table(lines, ('latents', *(heading for heading, _ in columns.values())))
-  results = {'weights': bundle.hash, 'clips': args.clips, 'steps': STEPS, 'rows': rows}
-  page.record(args, results, {'noise': table})
+  lines = [(row['what'], *(cell(row[name], style) for name, (_, style) in columns.items())) for row in results['rows']]
+  return {'noise': report.table(lines, ('latents', *(heading for heading, _ in columns.values())))}
 
 
 def error(made: np.ndarray, code: np.ndarray) -> float:

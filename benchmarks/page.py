@@ -18,11 +18,11 @@ def parser(name: str, about: str, *, page: str) -> argparse.ArgumentParser:
   return p
 
 
-def record(args: argparse.Namespace, results: dict, tables: Mapping[str, str]) -> None:
-  """Writes the results, prints the tables and puts each into its block of the page."""
+def record(args: argparse.Namespace, results: dict, tables: Callable[[dict], Mapping[str, str]]) -> None:
+  """Writes the results, prints the tables made of them and puts each into its block of the page."""
   out, page = pathlib.Path(args.out), pathlib.Path(args.page)
   out.write_text(json.dumps(results, indent=1) + '\n')
-  for name, text in tables.items():
+  for name, text in tables(results).items():
     print(text)
     publish(page, name, text)
   print(f'{out} and {page} written')

@@ -36,8 +36,7 @@ def main(args: argparse.Namespace) -> None:
       for result in case(made):
         rows.append(result._asdict())
         print(line(rows[-1]), flush=True)
-  versions = page.versions(*PACKAGES)
-  page.record(args, {'versions': versions, 'rows': rows}, {'parity': table(versions, rows)})
+  page.record(args, {'versions': page.versions(*PACKAGES), 'rows': rows}, tables)
 
 
 def line(row: dict) -> str:
@@ -46,15 +45,16 @@ def line(row: dict) -> str:
   return '| ' + ' | '.join([*cells, f'{row["tolerance"]:.0e}', *both]) + ' |'
 
 
-def table(versions: dict[str, str], rows: list[dict]) -> str:
+def tables(results: dict) -> dict[str, str]:
   heads = ['', 'sizes', 'read from', 'max error', 'relative', 'tolerance', 'bfloat16, ours', 'bfloat16, theirs']
   note = (
     'Max error: largest absolute difference in float32, which the tolerance is for. Relative: divided by the largest '
     'absolute value of the original. The last two: relative error against the original in float32 when we, and when '
-    f'the original, compute in bfloat16. {", ".join(map(" ".join, versions.items()))}, CPU.'
+    f'the original, compute in bfloat16. {", ".join(map(" ".join, results["versions"].items()))}, CPU.'
   )
   rule = '|' + '---|' * len(heads)
-  return '\n'.join(['| ' + ' | '.join(heads) + ' |', rule, *map(line, rows), '', *textwrap.wrap(note, 120), ''])
+  lines = ['| ' + ' | '.join(heads) + ' |', rule, *map(line, results['rows']), '', *textwrap.wrap(note, 120), '']
+  return {'parity': '\n'.join(lines)}
 
 
 if __name__ == '__main__':

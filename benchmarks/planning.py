@@ -104,7 +104,11 @@ def main(args: argparse.Namespace) -> None:
         out.write_text(json.dumps(results, indent=1) + '\n')
       bar.update()
   results['plans'] = [plan(*cell, results['programs']) for cell in tqdm(list(cells()), 'plans', unit='plan')]
-  page.record(args, results, {'plans': plans(results['plans']), 'model': agreement(results['programs'])})
+  page.record(args, results, tables)
+
+
+def tables(results: dict) -> dict[str, str]:
+  return {'plans': plans(results['plans']), 'model': agreement(results['programs'])}
 
 
 # -- The model against compilers ------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def main(args: argparse.Namespace) -> None:
     print(held[-1], flush=True)
   versions = page.versions('jax', 'jaxlib', 'numpy', 'optax')
   results = {'versions': versions, 'cores': os.cpu_count(), 'rows': rows, 'memory': held}
-  page.record(args, results, {'postopt': table(versions, rows, held)})
+  page.record(args, results, tables)
 
 
 def line(row: dict) -> str:
@@ -157,20 +157,21 @@ def line(row: dict) -> str:
   )
 
 
-def table(versions: dict[str, str], rows: list[dict], held: list[dict]) -> str:
+def tables(results: dict) -> dict[str, str]:
+  versions = ', '.join(map(' '.join, results['versions'].items()))
   heads = ['size', 'errors', 'method', 'focal, relative', 'rotation, °', 'ATE / depth', 'RPE-R, °', 'depth Abs Rel',
            's', 's, first', 'time / ours']  # fmt: skip
   notes = [
-    f'{os.cpu_count()} CPU cores, float32, {", ".join(map(" ".join, versions.items()))}. Seconds are the median of '
+    f'{results["cores"]} CPU cores, float32, {versions}. Seconds are the median of '
     'interleaved fits at full resolution; the first one of a process compiles, or reads what an earlier one compiled.',
     *(
       f'Memory at {"x".join(map(str, row["size"]))}, {"every pixel" if row["stride"] else "default stride"}: '
       f'{row["fit_gib"]:.2f} GiB above the {row["before_gib"]:.2f} GiB of process and pointmap, {row["seconds"]:.0f} s.'
-      for row in held
+      for row in results['memory']
     ),
   ]
   rule = '|' + '---|' * len(heads)
-  return '\n'.join(['| ' + ' | '.join(heads) + ' |', rule, *map(line, rows), '', *notes]) + '\n'
+  return {'postopt': '\n'.join(['| ' + ' | '.join(heads) + ' |', rule, *map(line, results['rows']), '', *notes]) + '\n'}
 
 
 if __name__ == '__main__':

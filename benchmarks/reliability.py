@@ -129,6 +129,7 @@ def main() -> None:
   p = page.parser('reliability', __doc__, page='docs/reliability.md')
   p.add_argument('--runs', type=int, default=30)
   p.add_argument('--seed', type=int, default=0)
+  p.add_argument('--add', action='store_true', help='to the runs of other seeds that are in the results')
   args = p.parse_args()
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
@@ -193,29 +194,35 @@ def main() -> None:
       if saved[STEPS] != expected:
         raise RuntimeError(f'{name} does not end as a run that was never killed')
       same += 1
-  heads = ('kill', 'when', 'kills', 'in a save', 'saved, status 0', 'before the first step', 'after the last')
-  heads += ('lost', 'unreadable')
-  rows = ['| ' + ' | '.join(heads) + ' |', '|---' * len(heads) + '|']
-  for kind, about in KINDS.items():
-    c = counts[kind]
-    names = ('saved and ended with 0', 'ended before training began', 'after the last step')
-    ended = [c[name] for name in names] if 'TERM' in kind else ['-'] * 3
-    rows.append(
-      f'| {kind} | {about} | {c["kills"]} | {c["while saving"]} | {ended[0]} | {ended[1]} | {ended[2]} | 0 | 0 |'
-    )
-  total = sum(c['kills'] for c in counts.values())
-  rows += ['', f'{total} kills in {args.runs} runs, {restarts} starts; {same} of {args.runs} runs end bit for bit as a '
-           'run that was never killed.']  # fmt: skip
-  results = {
+  part = {
     'runs': args.runs,
-    'kills': total,
+    'kills': sum(c['kills'] for c in counts.values()),
     'starts': restarts,
     'identical': same,
     'seconds': round(time.time() - begun),
     'by_kind': counts,
     'seed': args.seed,
   }
-  page.record(args, results, {'reliability': '\n'.join(rows)})
+  before = json.loads(pathlib.Path(args.out).read_text())['parts'] if args.add else []
+  page.record(args, {'parts': [*before, part]}, tables)
+
+
+def tables(results: dict) -> dict[str, str]:
+  parts = results['parts']
+  total = {name: sum(part[name] for part in parts) for name in ('runs', 'kills', 'starts', 'identical')}
+  heads = ('kill', 'when', 'kills', 'in a save', 'saved, status 0', 'before the first step', 'after the last')
+  heads += ('lost', 'unreadable')
+  rows = ['| ' + ' | '.join(heads) + ' |', '|---' * len(heads) + '|']
+  for kind, about in KINDS.items():
+    c = sum((collections.Counter(part['by_kind'][kind]) for part in parts), collections.Counter())
+    names = ('saved and ended with 0', 'ended before training began', 'after the last step')
+    ended = [c[name] for name in names] if 'TERM' in kind else ['-'] * 3
+    rows.append(
+      f'| {kind} | {about} | {c["kills"]} | {c["while saving"]} | {ended[0]} | {ended[1]} | {ended[2]} | 0 | 0 |'
+    )
+  rows += ['', f'{total["kills"]} kills in {total["runs"]} runs, {total["starts"]} starts; {total["identical"]} of '
+           f'{total["runs"]} runs end bit for bit as a run that was never killed.']  # fmt: skip
+  return {'reliability': '\n'.join(rows)}
 
 
 if __name__ == '__main__':

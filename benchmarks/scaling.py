@@ -138,9 +138,13 @@ def table(rows: list[dict]) -> str:
   return report.table(lines, headings)
 
 
+def tables(results: dict) -> dict[str, str]:
+  return {'scaling': table(results['rows'])}
+
+
 def main(args: argparse.Namespace) -> None:
   rows = list(itertools.chain.from_iterable(measured(axis, args.rounds) for axis in args.axes))
-  page.record(args, race.about(args.rounds, 'jax', 'jaxlib') | {'rows': rows}, {'scaling': table(rows)})
+  page.record(args, race.about(args.rounds, 'jax', 'jaxlib') | {'rows': rows}, tables)
 
 
 if __name__ == '__main__':

@@ -60,8 +60,6 @@ def heavy(home: pathlib.Path) -> dict[str, tuple[str, ...]]:
 def main(args: argparse.Namespace) -> None:
   import shutil
 
-  from one4d_jax.evaluation import report
-
   rows = []
   with tempfile.TemporaryDirectory() as folder:
     home = pathlib.Path(folder)
@@ -77,12 +75,18 @@ def main(args: argparse.Namespace) -> None:
         shutil.rmtree(home / 'run', ignore_errors=True)
         taken.append(seconds(command, cache))
       rows.append({'what': name, 'first': taken[0], 'again': taken[1:]})
+  results = {'cpus': os.cpu_count(), 'versions': page.versions('jax', 'jaxlib'), 'rows': rows}
+  page.record(args, results, tables)
+
+
+def tables(results: dict) -> dict[str, str]:
+  from one4d_jax.evaluation import report
+
   lines = [
     (row['what'], f'{row["first"]:.1f}' if row['first'] else '-', f'{statistics.median(row["again"]):.2f}')
-    for row in rows
+    for row in results['rows']
   ]
-  results = {'cpus': os.cpu_count(), 'versions': page.versions('jax', 'jaxlib'), 'rows': rows}
-  page.record(args, results, {'startup': report.table(lines, ('command', 'empty cache, s', 'again, s'))})
+  return {'startup': report.table(lines, ('command', 'empty cache, s', 'again, s'))}
 
 
 if __name__ == '__main__':

@@ -75,12 +75,15 @@ def theirs(entry: dict):
 
 
 def main(args: argparse.Namespace) -> None:
+  rows = [race.pair(__file__, {'what': what}, BUILDERS, args.rounds) for what in ('UMT5', 'CLIP')]
+  page.record(args, race.about(args.rounds, 'jax', 'torch', 'transformers') | {'rows': rows}, tables)
+
+
+def tables(results: dict) -> dict[str, str]:
   from one4d_jax.evaluation import report
 
-  rows = [race.pair(__file__, {'what': what}, BUILDERS, args.rounds) for what in ('UMT5', 'CLIP')]
-  lines = [(row['what'], *race.columns(row, *BUILDERS)) for row in rows]
-  table = report.table(lines, ('encoder', *race.headings(*BUILDERS)))
-  page.record(args, race.about(args.rounds, 'jax', 'torch', 'transformers') | {'rows': rows}, {'text': table})
+  lines = [(row['what'], *race.columns(row, *BUILDERS)) for row in results['rows']]
+  return {'text': report.table(lines, ('encoder', *race.headings(*BUILDERS)))}
 
 
 BUILDERS = {'ours': ours, 'transformers': theirs}

@@ -66,13 +66,16 @@ def theirs(entry: dict):
 
 
 def main(args: argparse.Namespace) -> None:
-  from one4d_jax.evaluation import report
-
   work = itertools.product(args.sizes, ('encode', 'decode'))
   rows = [race.pair(__file__, {'size': size, 'what': what}, BUILDERS, args.rounds) for size, what in work]
-  lines = [('x'.join(map(str, row['size'])), row['what'], *race.columns(row, *BUILDERS)) for row in rows]
-  table = report.table(lines, ('frames x height x width', 'work', *race.headings(*BUILDERS)))
-  page.record(args, race.about(args.rounds, 'jax', 'torch', 'diffusers') | {'rows': rows}, {'vae': table})
+  page.record(args, race.about(args.rounds, 'jax', 'torch', 'diffusers') | {'rows': rows}, tables)
+
+
+def tables(results: dict) -> dict[str, str]:
+  from one4d_jax.evaluation import report
+
+  lines = [('x'.join(map(str, row['size'])), row['what'], *race.columns(row, *BUILDERS)) for row in results['rows']]
+  return {'vae': report.table(lines, ('frames x height x width', 'work', *race.headings(*BUILDERS)))}
 
 
 BUILDERS = {'ours': ours, 'diffusers': theirs}

@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
       rows.append(mean([measure(seed, name, window) for seed in SEEDS]) | {'errors': name, 'window': window})
       print(json.dumps(rows[-1]), flush=True)
   results = {'frames': FRAMES, 'size': [HEIGHT, WIDTH], 'seeds': SEEDS, 'rows': rows}
-  page.record(args, results, {'windows': table(rows)})
+  page.record(args, results, tables)
 
 
 def measure(seed: int, errors: str, window: int) -> dict:
@@ -120,12 +120,12 @@ def mean(rows: list[dict]) -> dict:
   return np.mean(rows, axis=0).tolist()
 
 
-def table(rows: list[dict]) -> str:
+def tables(results: dict) -> dict[str, str]:
   heads = ['errors', 'windows', 'seams: points', 'scale', 'cameras', *(f'ATE at {n}' for n in LENGTHS), 'chained']
   heads += ['drift', 'chained']
   lines = ['| ' + ' | '.join(heads) + ' |', '|' + '---|' * len(heads)]
   percent = lambda x: f'{x:.2%}' if x > 5e-5 else '0'
-  for row in rows:
+  for row in results['rows']:
     seams = ['', '', '']
     if row['windows'] > 1:
       cameras = f'{row["rotation"]:.2f}°, {percent(row["translation"])}'
@@ -143,7 +143,7 @@ def table(rows: list[dict]) -> str:
     'one similarity, of the first 50 to 200 frames; drift: distance of the last ten cameras from the truth, nothing '
     'aligned; chained: the same without the common fit. Lengths are over the median depth.'
   )
-  return '\n'.join([*lines, '', *textwrap.wrap(note, 120), ''])
+  return {'windows': '\n'.join([*lines, '', *textwrap.wrap(note, 120), ''])}
 
 
 if __name__ == '__main__':

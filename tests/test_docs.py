@@ -1,0 +1,50 @@
+"""Pages say what is true: their tables come from committed results, their links lead somewhere."""
+
+import importlib
+import json
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').glob('*.md'))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+RESULTS = sorted(path.stem for path in (ROOT / 'benchmarks/results').glob('*.json') if path.stem != 'curves')
+
+
+def blocks(text: str) -> dict[str, str]:
+  """What stands between ``<!-- NAME:begin -->`` and its end, by name."""
+  return dict(re.findall(r'<!-- ([\w-]+):begin -->\n(.*?)<!-- \1:end -->', text, re.S))
+
+
+@pytest.mark.parametrize('name', RESULTS)
+def test_tables_are_those_of_the_results(name):
+  script = importlib.import_module(f'benchmarks.{name}')
+  results = json.loads((ROOT / f'benchmarks/results/{name}.json').read_text())
+  shown = {}
+  for page in PAGES:
+    shown |= blocks(page.read_text())
+  made = script.tables(results)
+  if name == 'embedded':
+    made |= {'embedded': script.quality(results, 'medium')}
+  assert made
+  for block, table in made.items():
+    assert shown[block].strip() == table.strip(), f'{block}: run benchmarks/{name}.py again, or undo the edit'
+
+
+def anchors(text: str) -> set[str]:
+  """Of the headings, as web pages of repositories name them."""
+  heads = re.findall(r'^#+ (.*)$', re.sub(r'^```.*?^```', '', text, flags=re.M | re.S), re.M)
+  return {re.sub(r'[^\w\- ]', '', head.lower()).replace(' ', '-') for head in heads}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=NAMES)
+def test_links_lead_somewhere(page):
+  for target in re.findall(r'\]\(([^)\s]+)\)', re.sub(r'^```.*?^```', '', page.read_text(), flags=re.M | re.S)):
+    if re.match(r'https?:|mailto:', target):
+      continue
+    path, _, anchor = target.partition('#')
+    file = (page.parent / path).resolve() if path else page
+    assert file.exists() and file.is_relative_to(ROOT), f'{target} is not there'
+    assert not anchor or anchor in anchors(file.read_text()), f'{target}: no such heading'
