@@ -14,7 +14,7 @@ import os
 import pathlib
 import sys
 
-from one4d_jax import cli
+from one4d_jax import cli, locks
 from one4d_jax.data import sources
 from one4d_jax.errors import UserError
 
@@ -68,10 +68,11 @@ def _prepare(args: argparse.Namespace) -> None:
   job = preparation.Job(args.source, os.path.abspath(args.root), out, curation, args.strict)
 
   preparation.plan(job, limit=args.limit)
-  preparation.work_off(job, workers=args.workers, beam=args.beam)
-  made = preparation.finish(job)
-  if captioner is not None:
-    made = preparation.caption(job, made, captioner, per_minute=args.captions_per_minute)
+  with locks.hold(job.work):
+    preparation.work_off(job, workers=args.workers, beam=args.beam)
+    made = preparation.finish(job)
+    if captioner is not None:
+      made = preparation.caption(job, made, captioner, per_minute=args.captions_per_minute)
   page, lines = report.write(made)
   print(*lines, made, page, sep='\n')
 

@@ -6,13 +6,14 @@ python -m one4d_jax.train --config configs/one4d.py --workdir runs/a --config.tr
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
 import subprocess
 import sys
 
-from one4d_jax import cli
+from one4d_jax import cli, locks
 from one4d_jax.parallel import distributed
 
 
@@ -43,8 +44,9 @@ def main(args: argparse.Namespace) -> None:
       workdir = pathlib.Path(config.workdir if args.recipe else args.workdir or config.workdir)
       workdir.mkdir(parents=True, exist_ok=True)
       options = {'must_resume': args.resume, 'plan_check': not args.no_plan_check, 'profile': args.profile}
-      if not train(config, workdir, interrupt, **options):
-        return
+      with locks.hold(workdir) if distributed.is_main() else contextlib.nullcontext():
+        if not train(config, workdir, interrupt, **options):
+          return
 
 
 def recipe(args: argparse.Namespace) -> list:

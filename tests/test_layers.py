@@ -18,8 +18,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 HEIGHT = {
   **dict.fromkeys(('errors', 'checks'), 0),
   **dict.fromkeys(('geometry', 'nn', 'flow'), 1),
-  'structs': 0.5,
-  'compiler': 0.5,
+  **dict.fromkeys(('structs', 'compiler', 'locks'), 0.5),
   'presets': 0.7,
   'wan': 2,
   'model': 3,
