@@ -138,7 +138,10 @@ def _claim(out: pathlib.Path, settings: dict) -> None:
 
   path = out / SETTINGS
   if path.is_file():
-    found = json.loads(path.read_text())
+    try:
+      found = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+      raise DataError(f'{path} is damaged ({error}); give another --out') from error
     if other := [name for name in settings if found.get(name) != settings[name]]:
       differ = '; '.join(f'{name} {found.get(name)}, now {settings[name]}' for name in other)
       raise DataError(f'{out} was encoded with {differ}; give another --out, or what it was begun with')

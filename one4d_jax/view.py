@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
   app.add_argument('--weights', metavar='DIR', help='a bundle; default: the embedded tiny model')
   app.add_argument('--jobs', metavar='DIR', help='where scenes are made and stay; default: a temporary folder')
   app.add_argument('--keep', metavar='N', type=int, help='newest scenes that are kept; default: 20')
+  app.add_argument('--token', nargs='?', const='', help='ask for it, or for one that is made up and shown in the link')
   app.add_argument('--upload-limit', metavar='MB', type=float, help='size of one upload; default: 500')
   return p
 
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
   """The viewer of a scene, or the app."""
   of_app = {'weights': args.weights, 'folder': args.jobs, 'keep': args.keep, 'upload_limit': args.upload_limit}
+  of_app['token'] = args.token
   of_app = {name: value for name, value in of_app.items() if value is not None}
   if args.app == (args.scene is not None):
     raise UserError('give the folder of a scene to look at, or --app to make scenes')
@@ -44,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     port = {} if args.port is None else {'port': args.port}
     return server.serve(host=args.host, **port, **of_app)
   if of_app:
-    raise UserError('--weights, --jobs, --keep and --upload-limit go with --app')
+    raise UserError('--weights, --jobs, --keep, --upload-limit and --token go with --app')
   show(args)
 
 

@@ -182,7 +182,7 @@ def read(path: str | os.PathLike, *, scale: float | None = None, drop: Iterable[
       header = file.metadata() or {}
     content = safetensors.numpy.load_file(path)
     stated = _stated(path, header)
-  except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+  except (safetensors.SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
     raise CheckpointError(f'{path} cannot be read ({error}); download it again') from error
   halves, named, problems = {}, {}, []
   for name, value in content.items():

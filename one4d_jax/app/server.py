@@ -1,10 +1,11 @@
 """What the app makes reachable, and to whom: the page, and the files of a scene to those who know its id.
 
 Nothing outside of finished scenes is served, the program never connects to anywhere, and requests are bounded in
-size. There are no accounts: who reaches the port may use the page.
+size. There are no accounts: who reaches the port may use the page, unless a token is asked for.
 """
 
 import contextlib
+import http.cookies
 import importlib.util
 import io
 import ipaddress
@@ -12,10 +13,12 @@ import logging
 import os
 import pathlib
 import re
+import secrets
 import signal
 import socket
 import sys
 import tempfile
+import urllib.parse
 import zipfile
 from collections.abc import Iterator
 
@@ -32,6 +35,7 @@ _PATHS = re.compile(
   r'|/gradio_api/(upload|upload_progress|queue/join|queue/data|cancel|reset|heartbeat/\w+|startup-events)'
 )
 _UPLOAD = '/gradio_api/upload'
+_COOKIE = 'one4d_token'
 _SMALL = 2**20  # bytes: the most that any other request may bring
 
 # A scene's page runs its own scripts, but not in the name of ours.
@@ -51,6 +55,7 @@ def serve(
   folder: str | None = None,
   keep: int = 20,
   upload_limit: float = 500.0,
+  token: str | None = None,
   function: str = _MAKE,
 ) -> None:
   """Serves the page until it is interrupted.
@@ -60,12 +65,16 @@ def serve(
     folder: of the jobs, whose scenes then stay; None: a temporary one that is deleted at the end.
     keep: number of newest scenes that are kept.
     upload_limit: of one file, in MB (2**20 bytes).
+    token: what a browser must bring once, in the link; empty makes one up; None asks for none.
     function: makes a scene; see ``jobs.Jobs``.
 
   Raises UserError where gradio is missing, the port is taken or the folder cannot be written.
   """
   if keep < 1 or not upload_limit > 0:
     raise UserError('--keep must be 1 or more, and --upload-limit above 0')
+  token = secrets.token_urlsafe(16) if token == '' else token
+  if token is not None and not re.fullmatch(r'[\w-]{8,}', token):
+    raise UserError('--token must be 8 or more letters, digits, - and _; without a value one is made up')
   if any(importlib.util.find_spec(name) is None for name in ('gradio', 'uvicorn')):
     raise UserError("the app needs gradio; install it with: pip install '.[app]'")
   with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
@@ -80,11 +89,12 @@ def serve(
     limit = int(upload_limit * 2**20)
     jobs = stack.enter_context(Jobs(home, function, keep=keep))
     checked = stack.enter_context(Uploads(uploads, limit=limit))
-    app = build(jobs, checked, weights=pathlib.Path(weights), host=host)
+    app = build(jobs, checked, weights=pathlib.Path(weights), host=host, token=token)
     sys.addaudithook(_stay_at_home)
-    print(f'http://{_shown(host)}:{listener.getsockname()[1]}  (Ctrl-C to end)', flush=True)
-    if not _is_local(host):
-      print('note: everyone who can reach this address can use the page; there is no password', flush=True)
+    link = f'/?token={token}' if token else ''
+    print(f'http://{_shown(host)}:{listener.getsockname()[1]}{link}  (Ctrl-C to end)', flush=True)
+    if not _is_local(host) and not token:
+      print('note: everyone who can reach this address can use the page; --token asks for one', flush=True)
     config = uvicorn.Config(app, log_level='warning', loop='asyncio', timeout_graceful_shutdown=1)
     web = uvicorn.Server(config)
     # It ends the connections of pages that are open, and would print a traceback for each.
@@ -92,7 +102,7 @@ def serve(
     web.run(sockets=[listener])
 
 
-def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path, host: str):
+def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path, host: str, token: str | None = None):
   """The ASGI application."""
   import fastapi
   import gradio
@@ -126,17 +136,18 @@ def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path, host: str):
     **page.look(),
   )
   hosts = (host, '127.0.0.1', 'localhost', '::1') if _is_local(host) else None
-  return Guard(app, upload_limit=uploads.limit, hosts=hosts)
+  return Guard(app, upload_limit=uploads.limit, hosts=hosts, token=token)
 
 
 class Guard:
-  """ASGI middleware: only paths the page needs, bodies of bounded size, and a host name that is ours.
+  """ASGI middleware: only paths the page needs, bodies of bounded size, a host name that is ours, and the token.
 
-  The last keeps a foreign web page from reaching a local server by a name that it points at 127.0.0.1.
+  The host name keeps a foreign web page from reaching a local server by a name that it points at 127.0.0.1. The token
+  comes with the first request for the page and stays in a cookie.
   """
 
-  def __init__(self, app, *, upload_limit: int, hosts: tuple[str, ...] | None):
-    self._app, self._upload_limit, self._hosts = app, upload_limit, hosts
+  def __init__(self, app, *, upload_limit: int, hosts: tuple[str, ...] | None, token: str | None = None):
+    self._app, self._upload_limit, self._hosts, self._token = app, upload_limit, hosts, token
 
   async def __call__(self, scope, receive, send) -> None:
     if scope['type'] == 'lifespan':
@@ -149,6 +160,12 @@ class Guard:
       return await _refuse(send, 421)
     if not _PATHS.fullmatch(scope['path']):
       return await _refuse(send, 404)
+    if self._token and not self._right(_cookie(headers)):
+      given = urllib.parse.parse_qs(scope['query_string'].decode('latin-1')).get('token', [''])[0]
+      if scope['path'] != '/' or not self._right(given):
+        return await _refuse(send, 401)
+      cookie = f'{_COOKIE}={self._token}; HttpOnly; SameSite=Strict; Path=/'
+      return await _refuse(send, 303, (b'location', b'/'), (b'set-cookie', cookie.encode()))
     if int(headers.get(b'content-length', b'0')) > left:
       return await _refuse(send, 413)
 
@@ -159,6 +176,9 @@ class Guard:
       return message if left >= 0 else {'type': 'http.disconnect'}
 
     await self._app(scope, bounded, send)
+
+  def _right(self, given: str) -> bool:
+    return secrets.compare_digest(given.encode(), self._token.encode())
 
 
 def archive(folder: pathlib.Path) -> Iterator[bytes]:
@@ -193,9 +213,19 @@ class _Sink(io.RawIOBase):
     return held
 
 
-async def _refuse(send, status: int) -> None:
-  await send({'type': 'http.response.start', 'status': status, 'headers': [(b'content-type', b'text/plain')]})
+async def _refuse(send, status: int, *headers: tuple[bytes, bytes]) -> None:
+  headers = [(b'content-type', b'text/plain'), *headers]
+  await send({'type': 'http.response.start', 'status': status, 'headers': headers})
   await send({'type': 'http.response.body', 'body': str(status).encode()})
+
+
+def _cookie(headers: dict[bytes, bytes]) -> str:
+  """The token that a request brings."""
+  try:
+    found = http.cookies.SimpleCookie(headers.get(b'cookie', b'').decode('latin-1')).get(_COOKIE)
+  except http.cookies.CookieError:
+    return ''
+  return found.value if found else ''
 
 
 def _host_name(header: str) -> str:

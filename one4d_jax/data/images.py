@@ -75,5 +75,5 @@ def decoding(path: pathlib.Path):
     yield
   except DataError:
     raise
-  except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+  except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
     raise DataError(f'{path} is damaged or cut short: {error}') from error

@@ -141,7 +141,7 @@ def read_index(folder: str | os.PathLike) -> dict:
     index = json.loads((folder / INDEX).read_text())
     found = index['format']
     files = [(folder / shard['file'], shard['bytes']) for shard in index['shards']]
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
+  except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
     raise DataError(f'{folder / INDEX} cannot be read ({error!r}); build the data set again') from error
   if found != FORMAT:
     raise DataError(f'{folder} has data format {found}, this version reads {FORMAT}; build the data set again')

@@ -73,7 +73,10 @@ def claim(out: pathlib.Path, run: dict) -> None:
   """
   path = out / 'run.json'
   if path.is_file():
-    before = json.loads(path.read_text())
+    try:
+      before = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+      raise ConfigError(f'{path} is damaged ({error}); choose another --out') from error
     differs = [name for name in run if run[name] != before.get(name)]
     if differs:
       raise ConfigError(f'{out} holds an evaluation with another {", ".join(differs)}; choose another --out')

@@ -189,7 +189,7 @@ def describe(folder: pathlib.Path) -> tuple[Sizes, dict[str, Any]]:
   try:
     description = json.loads((folder / DESCRIPTION).read_text())
     sizes, record = from_dict(description['sizes'], Sizes), description['record']
-  except (json.JSONDecodeError, KeyError) as error:
+  except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
     raise CheckpointError(
       f'weights at {str(folder)!r} cannot be read ({error}); export or convert them again'
     ) from error
@@ -259,7 +259,7 @@ def load(folder: str | os.PathLike | None = None, parts: Sequence[str] = PARTS) 
         params[part] = _parse(contents[part]) if part in contents else weights.load(place)
       if part not in contents or part not in parts:
         folders[part] = place
-  except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
+  except (safetensors.SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
     raise CheckpointError(f'weights at {str(path)!r} cannot be read ({error}); export or convert them again') from error
   pieces = path / TOKENIZER
   return Bundle(params, sizes, record, hashes, path.name, folders, pieces if pieces.is_dir() else None)

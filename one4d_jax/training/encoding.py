@@ -53,8 +53,11 @@ class Shard:
     about = self.path.with_suffix('.json')
     if not about.is_file():
       return None
-    said = json.loads(about.read_text())
-    whole = self.path.is_file() and self.path.stat().st_size == said['bytes']
+    try:
+      said = json.loads(about.read_text())
+      whole = self.path.is_file() and self.path.stat().st_size == said['bytes']
+    except (ValueError, LookupError, TypeError):  # damaged: it is encoded again
+      return None
     return said if whole else None
 
 

@@ -366,3 +366,27 @@ def test_at_the_end_nothing_is_left_but_scenes_in_a_named_folder(tmp_path, capfd
     assert os.listdir(folder) == ['old']
   elif end != signal.SIGKILL:
     assert os.listdir(tmp_path) == []
+
+
+def test_a_token_is_asked_for_once(tmp_path):
+  async def app(scope, receive, send):
+    await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+    await send({'type': 'http.response.body', 'body': b'the page'})
+
+  guard = server.Guard(app, upload_limit=2**20, hosts=None, token='a-long-token')
+  client = TestClient(guard, base_url='http://127.0.0.1', follow_redirects=False)
+  for path in ('/', '/?token=', '/?token=another-token', '/scenes/a/scene.html?token=a-long-token', '/config'):
+    assert client.get(path).status_code == 401
+  assert client.get('/', cookies={'one4d_token': 'é'.encode().decode('latin-1')}).status_code == 401
+  client.cookies.clear()
+  answer = client.get('/?token=a-long-token')
+  assert answer.status_code == 303 and answer.headers['location'] == '/'
+  assert 'HttpOnly; SameSite=Strict' in answer.headers['set-cookie']
+  assert client.get('/').content == client.get('/config').content == b'the page'
+  client = TestClient(guard, base_url='http://127.0.0.1', cookies={'one4d_token': 'a-long-token'})
+  assert client.get('/scenes/a/scene.html').status_code == 200
+
+
+def test_short_tokens_are_refused():
+  with pytest.raises(UserError, match='8 or more letters'):
+    server.serve(token='1234')

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import tokenize
 from collections.abc import Iterable
 
 import numpy as np
@@ -63,7 +64,7 @@ def array(path: pathlib.Path) -> np.ndarray:
       stored = np.load(path, allow_pickle=False)
   except DataError:
     raise
-  except (ValueError, EOFError) as error:
+  except (ValueError, EOFError, tokenize.TokenError) as error:
     raise DataError(f'{path} is damaged or no .npy file: {error}') from error
   if not isinstance(stored, np.ndarray):
     raise DataError(f'{path} is an archive of several arrays; expected an .npy file')
