@@ -154,7 +154,8 @@ def tables(results: dict) -> dict[str, str]:
     )
     for name, row in paper.items()
   ]
-  shown = {key: (heading, factor, style) for _, key, heading, factor, style in report.COLUMNS if key in ACCURACY}
+  known = {key for row in runs.values() for key in row['accuracy'] if key in ACCURACY}
+  shown = {key: (heading, factor, style) for _, key, heading, factor, style in report.COLUMNS if key in known}
   cell = lambda value, factor, style: '-' if value is None else format(factor * value, style)
   good = [
     (

@@ -200,7 +200,7 @@ def train(
     config=values,
   )
   if checkpoints.latest is not None:
-    state, about = checkpoints.restore(run.state)
+    state, about = checkpoints.restore(run.state, say)
     batches.set_state(about['data'])
     say(f'resumed at step {int(state.step)}')
     for line in difference(about['config'], values):

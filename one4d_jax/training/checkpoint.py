@@ -8,6 +8,7 @@ written in shares, by the process that holds each, while training goes on; they 
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 
 import jax
 import orbax.checkpoint as ocp
@@ -16,6 +17,7 @@ from one4d_jax.errors import CheckpointError
 from one4d_jax.training.step import State
 
 OUTDATED = 'outdated'  # folder among the checkpoints
+DAMAGED = 'damaged'  # folder beside them
 
 
 class Checkpoints:
@@ -74,33 +76,54 @@ class Checkpoints:
     if jax.process_index() == 0:
       shutil.rmtree(os.path.join(self._folder, OUTDATED), ignore_errors=True)
 
-  def about(self) -> dict:
-    """What the newest checkpoint says beside its arrays: ``data``, ``weights``, ``config``.
+  def restore(self, state: State, tell: Callable[[str], None] = print) -> tuple[State, dict]:
+    """The newest checkpoint in the shape of ``state`` (arrays, or their shapes with shardings).
+
+    With it comes what it says beside its arrays: ``data``, ``weights``, ``config``. One that is damaged goes to the
+    folder ``damaged`` of the run, with a word to ``tell``, and the one before it is read; where there are several
+    processes, which might not all see the damage, it is an error.
 
     Raises:
-      CheckpointError: trained on other frozen weights.
+      CheckpointError: trained on other frozen weights; none that can be read and has these shapes.
     """
-    about = self._manager.restore(self.latest, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    steps, unread = sorted(self._manager.all_steps(), reverse=True), {}
+    for step in steps if jax.process_count() == 1 else steps[:1]:
+      try:
+        found = self._read(step, abstract)
+      except CheckpointError:
+        raise
+      except Exception as error:  # Orbax, TensorStore and parsers of JSON between them raise nearly every kind
+        unread[step] = error
+      else:
+        for bad, error in unread.items():  # not the configuration: an older one fits
+          self._set_aside(bad)
+          reason = ' '.join(str(error).split())[:200]
+          tell(f'the checkpoint at step {bad} is damaged and was moved to {DAMAGED}/: {reason}')
+        return found
+    newest, error = next(iter(unread.items()))
+    raise CheckpointError(
+      f'the checkpoint at step {newest} is damaged or does not fit this configuration: {error}; '
+      f'remove {self._folder}/{newest} to go on from the one before, or give another --workdir'
+    ) from error
+
+  def _read(self, step: int, abstract: State) -> tuple[State, dict]:
+    about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
     if about['weights'] != self._weights_hash:
       raise CheckpointError(
         f'the checkpoint was trained on weights {about["weights"]!r}, config.model.weights has {self._weights_hash!r}; '
         'give those weights or another --workdir'
       )
-    return about
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    return self._manager.restore(step, args=args).state, about
 
-  def restore(self, state: State) -> tuple[State, dict]:
-    """The newest checkpoint in the shape of ``state`` (arrays, or their shapes with shardings), and ``about``.
-
-    Raises:
-      CheckpointError: as ``about``; with parameters of other shapes.
-    """
-    about = self.about()
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    try:
-      args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-      return self._manager.restore(self.latest, args=args).state, about
-    except (ValueError, KeyError) as error:
-      raise CheckpointError(f'the checkpoint at step {self.latest} does not fit this configuration: {error}') from error
+  def _set_aside(self, step: int) -> None:
+    """Nothing is deleted: somebody may want to save what is left."""
+    place = pathlib.Path(self._folder).with_name(DAMAGED) / str(step)
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(exist_ok=True)
+    os.rename(os.path.join(self._folder, str(step)), place)
+    self._manager.reload()
 
   def wait(self) -> None:
     """Until what is being written is whole."""

@@ -7,7 +7,7 @@ import pytest
 
 from one4d_jax.errors import CheckpointError
 from one4d_jax.training import optimizer as optimizers
-from one4d_jax.training.checkpoint import OUTDATED, Checkpoints, difference
+from one4d_jax.training.checkpoint import DAMAGED, OUTDATED, Checkpoints, difference
 from one4d_jax.training.step import SETTLED, init_state, make_step, mean
 
 
@@ -153,9 +153,33 @@ def test_a_checkpoint_of_other_weights_or_shapes_is_refused(tmp_path):
   other.close()
   same = Checkpoints(tmp_path, every=1, keep=1, weights_hash='abc')
   wider = init_state({'w': jnp.ones((4, 2)), 'b': jnp.zeros(2)}, adam(), seed=0, ema=0.9)
-  with pytest.raises(CheckpointError, match='step 1 does not fit'):
+  with pytest.raises(CheckpointError, match='step 1 is damaged or does not fit'):
     same.restore(wider)
   same.close()
+
+
+@pytest.mark.parametrize('damage', ['cut', 'empty', 'gone'])
+@pytest.mark.parametrize('pattern', ['state/manifest.ocdbt', 'state/d/*', 'state/_METADATA', 'about/metadata'])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, pattern, damage):
+  checkpoints = Checkpoints(tmp_path, every=1, keep=3, weights_hash='abc')
+  for step in (1, 2, 3):
+    checkpoints.save(fresh(), {'next_index': step}, step=step)
+  checkpoints.close()
+  for step in (2, 3):
+    for file in (tmp_path / 'checkpoints' / str(step)).glob(pattern):
+      content = file.read_bytes()
+      file.unlink()
+      if damage != 'gone':
+        file.write_bytes(content[: len(content) // 2 if damage == 'cut' else 0])
+  again, told = Checkpoints(tmp_path, every=1, keep=3, weights_hash='abc'), []
+  state, about = again.restore(fresh(), told.append)
+  assert about['data'] == {'next_index': 1}
+  jax.tree.map(np.testing.assert_array_equal, state, fresh())
+  assert ['step 3' in told[0], 'step 2' in told[1]] == [True, True] and all('damaged/' in line for line in told)
+  assert {path.name for path in (tmp_path / DAMAGED).iterdir()} == {'2', '3'}
+  again.save(fresh(), {'next_index': 9}, step=2)  # the run comes by there again
+  again.close()
+  assert Checkpoints(tmp_path, every=1, keep=3, weights_hash='abc').latest == 2
 
 
 def test_what_is_kept(tmp_path):
@@ -169,7 +193,7 @@ def test_what_is_kept(tmp_path):
   checkpoints.close()
   assert names() == {'10', '12', '13'}
   again = Checkpoints(tmp_path, every=1, keep=2, weights_hash='abc')
-  assert again.about()['config'] == {'a': 1} and again.latest == 13
+  assert again.restore(fresh())[1]['config'] == {'a': 1} and again.latest == 13
   again.close()
 
 
