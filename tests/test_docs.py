@@ -48,3 +48,9 @@ def test_links_lead_somewhere(page):
     file = (page.parent / path).resolve() if path else page
     assert file.exists() and file.is_relative_to(ROOT), f'{target} is not there'
     assert not anchor or anchor in anchors(file.read_text()), f'{target}: no such heading'
+
+
+def test_tests_that_pages_name_are_there():
+  sources = '\n'.join(path.read_text() for path in (ROOT / 'tests').rglob('test_*.py'))
+  named = {name for page in PAGES for name in re.findall(r'`(?:[\w/]+\.py::)?(test_\w+)`', page.read_text())}
+  assert len(named) > 25 and not {name for name in named if f'def {name}(' not in sources}
