@@ -55,13 +55,9 @@ def conv3d(x: Video, kernel: Float[Array, '3 3 3 c d'], *, fold: bool | None = N
     one = jnp.where(jnp.isnan(last), last, 1)
     kernel = rearrange(kernel * one, 't h w c d -> h w (t c) d')
     if 3 * x.size > _FOLDED:
-
-      def frame(i, y):
-        window = jax.lax.dynamic_slice_in_dim(x, i, 3, axis=1)
-        new = conv2d(rearrange(window, 'b t h w c -> b h w (t c)'), kernel)
-        return jax.lax.dynamic_update_slice_in_dim(y, new[:, None], i, axis=1)
-
-      return jax.lax.fori_loop(0, t, frame, jnp.full((b, t, *x.shape[2:4], kernel.shape[-1]), one))
+      return jnp.stack(
+        [conv2d(rearrange(x[:, i : i + 3], 'b t h w c -> b h w (t c)'), kernel) for i in range(t)], axis=1
+      )
     x = jnp.concatenate([x[:, i : i + t] for i in range(3)], axis=-1)
     y = conv2d(rearrange(x, 'b t h w c -> (b t) h w c'), kernel)
     return rearrange(y, '(b t) h w d -> b t h w d', b=b)
