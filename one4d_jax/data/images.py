@@ -23,14 +23,14 @@ def load_image(path: pathlib.Path) -> Image.Image:
 
 
 def try_open(path: pathlib.Path) -> Image.Image | None:
-  """The opened image (not yet decoded), or None where Pillow does not know the format."""
+  """The opened image (not yet decoded), or None where Pillow does not know the format, or its decoder gives up at once."""
   with warnings.catch_warnings(), reading(path):
     warnings.simplefilter('ignore', Image.DecompressionBombWarning)
     try:
       return Image.open(path)
     except Image.DecompressionBombError as error:
       raise DataError(f'{path} is too large an image: {error}') from error
-    except (Image.UnidentifiedImageError, SyntaxError, ValueError):
+    except (Image.UnidentifiedImageError, RuntimeError, SyntaxError, ValueError):
       return None
 
 
