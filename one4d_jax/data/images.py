@@ -23,7 +23,7 @@ def load_image(path: pathlib.Path) -> Image.Image:
 
 
 def try_open(path: pathlib.Path) -> Image.Image | None:
-  """The opened image (not yet decoded), or None where Pillow does not know the format, or its decoder gives up at once."""
+  """The opened image (not yet decoded); None where Pillow knows no such format or its decoder gives up at once."""
   with warnings.catch_warnings(), reading(path):
     warnings.simplefilter('ignore', Image.DecompressionBombWarning)
     try:

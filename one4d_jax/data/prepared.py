@@ -15,6 +15,7 @@ The caption in ``clips.jsonl`` counts; the one in the record is what the source 
 import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -23,7 +24,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from one4d_jax.data import codec, example
 from one4d_jax.data import shards as files
@@ -131,6 +131,8 @@ def read_index(folder: str | os.PathLike) -> dict:
     index = json.loads((folder / INDEX).read_text())
     found = index['format']
     sizes = {file['file']: file['bytes'] for some in (*index['splits'].values(), [index['clips']]) for file in some}
+    files.check_facts([*itertools.chain.from_iterable(index['splits'].values()), index['clips']])
+    _ = index['meta']
   except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
     raise DataError(f'{folder / INDEX} cannot be read ({error!r}); copy the set again') from error
   if found != FORMAT:
@@ -182,7 +184,7 @@ class Source:
     captions = json.dumps([row.get('caption') for row in self.rows])
     hashes = ''.join(shard['sha256'] for shard in self._shards)
     self.fingerprint = hashlib.sha256((hashes + captions).encode()).hexdigest()
-    self._bytes = ArrayRecordDataSource([str(folder / shard['file']) for shard in self._shards])
+    self._bytes = files.records([folder / shard['file'] for shard in self._shards])
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -244,7 +246,7 @@ def _read_clips(folder: pathlib.Path, split: str, count: int) -> list[dict]:
     rows = [row for row in rows if row['split'] == split]
   except (OSError, ValueError, LookupError, TypeError) as error:
     raise DataError(f'{folder / CLIPS} cannot be read ({error!r}); copy the set again') from error
-  if [row['index'] for row in rows] != list(range(count)):
+  if len(rows) != count or any(row.get('index') != i for i, row in enumerate(rows)):
     raise DataError(f'{folder / CLIPS} lists {len(rows)} clips of {split}, its files hold {count}; copy the set again')
   return rows
 

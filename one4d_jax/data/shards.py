@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import safetensors.numpy
@@ -141,7 +141,10 @@ def read_index(folder: str | os.PathLike) -> dict:
     index = json.loads((folder / INDEX).read_text())
     found = index['format']
     files = [(folder / shard['file'], shard['bytes']) for shard in index['shards']]
-  except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    check_facts(index['shards'])
+    if not isinstance(index['count'], int) or not isinstance(index['meta'], dict):
+      raise TypeError('count or meta')
+  except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
     raise DataError(f'{folder / INDEX} cannot be read ({error!r}); build the data set again') from error
   if found != FORMAT:
     raise DataError(f'{folder} has data format {found}, this version reads {FORMAT}; build the data set again')
@@ -149,6 +152,14 @@ def read_index(folder: str | os.PathLike) -> dict:
     if not path.is_file() or path.stat().st_size != size:
       raise DataError(f'{path} is missing or incomplete (expected {size} bytes); copy it again or rebuild the data set')
   return index
+
+
+def check_facts(some: Iterable[dict]) -> None:
+  """Raises LookupError or TypeError where these are not what `facts` gives."""
+  for file in some:
+    kinds = {'file': str, 'count': int, 'bytes': int, 'sha256': str}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(file[name], kind)]:
+      raise TypeError(f'{wrong[0]} of a file')
 
 
 def verify(folder: str | os.PathLike) -> None:
@@ -174,7 +185,7 @@ class Source:
     hashes = ''.join(shard['sha256'] for shard in self.index['shards'])
     self.fingerprint = hashlib.sha256(hashes.encode()).hexdigest()
     self._folder = str(folder)
-    self._bytes = ArrayRecordDataSource([str(pathlib.Path(folder) / s['file']) for s in self.index['shards']])
+    self._bytes = records([pathlib.Path(folder) / shard['file'] for shard in self.index['shards']])
 
   def __len__(self) -> int:
     return self.index['count']
@@ -182,7 +193,10 @@ class Source:
   def __getitem__(self, i: int) -> dict[str, np.ndarray | str]:
     if not -len(self) <= i < len(self):
       raise IndexError(f'record {i} of {len(self)}')
-    return decode(self._bytes[int(i) % len(self)])
+    try:
+      return decode(self._bytes[int(i) % len(self)])
+    except (RuntimeError, ValueError, IndexError) as error:
+      raise DataError(f'{self._folder}: record {i} is damaged: {error}; copy it again') from error
 
   def __repr__(self) -> str:
     return f'Source({self._folder!r}, {len(self)} records)'
@@ -267,6 +281,14 @@ def _writing(path: pathlib.Path):
     yield
   except (OSError, RuntimeError) as error:
     raise DataError(f'{path} cannot be written ({error}); free space, or write to another folder') from error
+
+
+def records(paths: Sequence[pathlib.Path]) -> ArrayRecordDataSource:
+  """The payloads of several files, by number over all. Raises DataError where one is no ArrayRecord file."""
+  try:
+    return ArrayRecordDataSource(list(map(str, paths)))
+  except (RuntimeError, ValueError) as error:
+    raise DataError(f'{paths[0].parent} holds a file that cannot be read as ArrayRecord: {error}') from error
 
 
 def _reader(path: str | os.PathLike) -> ArrayRecordReader:
