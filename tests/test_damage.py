@@ -1,5 +1,7 @@
 """Damage that fuzzing found to escape as something else than one line (benchmarks/fuzz.py)."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,3 +55,23 @@ def test_a_configuration_beside_weights_that_is_no_text(tmp_path):
   (tmp_path / 'config.json').write_bytes(NO_TEXT)
   with pytest.raises(CheckpointError, match=r'config\.json'):
     reader.find(tmp_path, 'base')
+
+
+@pytest.mark.parametrize('change', [{'count': None}, {'meta': 3}, {'shards': [{'file': 'data-00000.array_record'}]}])
+def test_an_index_of_shards_that_lacks_something(tmp_path, change):
+  shards.write(tmp_path / 'set', [{'x': np.zeros(3)}])
+  path = tmp_path / 'set' / shards.INDEX
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  with pytest.raises(DataError, match=r'dataset\.json cannot be read'):
+    shards.open(tmp_path / 'set')
+
+
+def test_a_record_whose_block_is_damaged(tmp_path):
+  shards.write(tmp_path / 'set', [{'x': np.random.default_rng(i).normal(size=9000)} for i in range(3)])
+  file = next((tmp_path / 'set').glob('*.array_record'))
+  content = bytearray(file.read_bytes())
+  content[70_000:70_100] = bytes(100)
+  file.write_bytes(content)
+  source = shards.open(tmp_path / 'set')
+  with pytest.raises(DataError, match=r'record \d is damaged'):
+    [source[i] for i in range(3)]
