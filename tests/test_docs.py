@@ -33,15 +33,20 @@ def test_tables_are_those_of_the_results(name):
     assert shown[block].strip() == table.strip(), f'{block}: run benchmarks/{name}.py again, or undo the edit'
 
 
+def prose(text: str) -> str:
+  """Without what stands in fences."""
+  return re.sub(r'^```.*?^```', '', text, flags=re.M | re.S)
+
+
 def anchors(text: str) -> set[str]:
   """Of the headings, as web pages of repositories name them."""
-  heads = re.findall(r'^#+ (.*)$', re.sub(r'^```.*?^```', '', text, flags=re.M | re.S), re.M)
+  heads = re.findall(r'^#+ (.*)$', prose(text), re.M)
   return {re.sub(r'[^\w\- ]', '', head.lower()).replace(' ', '-') for head in heads}
 
 
 @pytest.mark.parametrize('page', PAGES, ids=NAMES)
 def test_links_lead_somewhere(page):
-  for target in re.findall(r'\]\(([^)\s]+)\)', re.sub(r'^```.*?^```', '', page.read_text(), flags=re.M | re.S)):
+  for target in re.findall(r'\]\(([^)\s]+)\)', prose(page.read_text())):
     if re.match(r'https?:|mailto:', target):
       continue
     path, _, anchor = target.partition('#')

@@ -291,7 +291,7 @@ def _resolve(stem: pathlib.Path) -> tuple[Safetensors | Torch, ...]:
 def _shards(index: pathlib.Path) -> tuple[Safetensors | Torch, ...]:
   try:
     listed = json.loads(index.read_text())['weight_map']
-  except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+  except (ValueError, KeyError) as error:
     raise CheckpointError(f'{index} is not a shard index ({error}); download it again') from error
   names = sorted(set(listed.values()))
   absent = [name for name in names if not (index.parent / name).is_file()]
@@ -325,6 +325,6 @@ def _open(files: tuple[Safetensors | Torch, ...], folder: pathlib.Path) -> Sourc
   config = folder / 'config.json'
   try:
     described = json.loads(config.read_text()) if config.is_file() else {}
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+  except ValueError as error:
     raise CheckpointError(f'{config} is not JSON ({error}); download it again') from error
   return Source(part, layout, tensors, described, files, places)

@@ -157,17 +157,17 @@ class Guard:
     headers = dict(scope['headers'])
     left = self._upload_limit + _SMALL if scope['path'] == _UPLOAD else _SMALL
     if self._hosts and _host_name(headers.get(b'host', b'').decode('latin-1')) not in self._hosts:
-      return await _refuse(send, 421)
+      return await _answer(send, 421)
     if not _PATHS.fullmatch(scope['path']):
-      return await _refuse(send, 404)
+      return await _answer(send, 404)
     if self._token and not self._right(_cookie(headers)):
       given = urllib.parse.parse_qs(scope['query_string'].decode('latin-1')).get('token', [''])[0]
       if scope['path'] != '/' or not self._right(given):
-        return await _refuse(send, 401)
+        return await _answer(send, 401)
       cookie = f'{_COOKIE}={self._token}; HttpOnly; SameSite=Strict; Path=/'
-      return await _refuse(send, 303, (b'location', b'/'), (b'set-cookie', cookie.encode()))
+      return await _answer(send, 303, (b'location', b'/'), (b'set-cookie', cookie.encode()))
     if int(headers.get(b'content-length', b'0')) > left:
-      return await _refuse(send, 413)
+      return await _answer(send, 413)
 
     async def bounded():
       nonlocal left
@@ -213,7 +213,7 @@ class _Sink(io.RawIOBase):
     return held
 
 
-async def _refuse(send, status: int, *headers: tuple[bytes, bytes]) -> None:
+async def _answer(send, status: int, *headers: tuple[bytes, bytes]) -> None:
   headers = [(b'content-type', b'text/plain'), *headers]
   await send({'type': 'http.response.start', 'status': status, 'headers': headers})
   await send({'type': 'http.response.body', 'body': str(status).encode()})

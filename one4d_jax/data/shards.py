@@ -144,7 +144,7 @@ def read_index(folder: str | os.PathLike) -> dict:
     check_facts(index['shards'])
     if not isinstance(index['count'], int) or not isinstance(index['meta'], dict):
       raise TypeError('count or meta')
-  except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
     raise DataError(f'{folder / INDEX} cannot be read ({error!r}); build the data set again') from error
   if found != FORMAT:
     raise DataError(f'{folder} has data format {found}, this version reads {FORMAT}; build the data set again')
