@@ -66,6 +66,14 @@ def test_an_index_of_shards_that_lacks_something(tmp_path, change):
     shards.open(tmp_path / 'set')
 
 
+def test_an_index_of_no_shards(tmp_path):
+  shards.write(tmp_path / 'set', [{'x': np.zeros(3)}])
+  path = tmp_path / 'set' / shards.INDEX
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'shards': []}))
+  with pytest.raises(DataError, match='set cannot be read'):
+    shards.open(tmp_path / 'set')
+
+
 def test_a_record_whose_block_is_damaged(tmp_path):
   shards.write(tmp_path / 'set', [{'x': np.random.default_rng(i).normal(size=9000)} for i in range(3)])
   file = next((tmp_path / 'set').glob('*.array_record'))

@@ -184,7 +184,7 @@ class Source:
     captions = json.dumps([row.get('caption') for row in self.rows])
     hashes = ''.join(shard['sha256'] for shard in self._shards)
     self.fingerprint = hashlib.sha256((hashes + captions).encode()).hexdigest()
-    self._bytes = files.records([folder / shard['file'] for shard in self._shards])
+    self._bytes = files.records(folder, self._shards)
 
   def __len__(self) -> int:
     return len(self.rows)

@@ -185,7 +185,7 @@ class Source:
     hashes = ''.join(shard['sha256'] for shard in self.index['shards'])
     self.fingerprint = hashlib.sha256(hashes.encode()).hexdigest()
     self._folder = str(folder)
-    self._bytes = records([pathlib.Path(folder) / shard['file'] for shard in self.index['shards']])
+    self._bytes = records(folder, self.index['shards'])
 
   def __len__(self) -> int:
     return self.index['count']
@@ -283,12 +283,12 @@ def _writing(path: pathlib.Path):
     raise DataError(f'{path} cannot be written ({error}); free space, or write to another folder') from error
 
 
-def records(paths: Sequence[pathlib.Path]) -> ArrayRecordDataSource:
-  """The payloads of several files, by number over all. Raises DataError where one is no ArrayRecord file."""
+def records(folder: str | os.PathLike, some: Sequence[dict]) -> ArrayRecordDataSource:
+  """The payloads of these files (their `facts`), by number over all. Raises DataError where they cannot be read."""
   try:
-    return ArrayRecordDataSource(list(map(str, paths)))
+    return ArrayRecordDataSource([str(pathlib.Path(folder) / file['file']) for file in some])
   except (RuntimeError, ValueError) as error:
-    raise DataError(f'{paths[0].parent} holds a file that cannot be read as ArrayRecord: {error}') from error
+    raise DataError(f'{folder} cannot be read as ArrayRecord files: {error}') from error
 
 
 def _reader(path: str | os.PathLike) -> ArrayRecordReader:
