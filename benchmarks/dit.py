@@ -1,7 +1,7 @@
 """The DiT against diffusers and PEFT, and One4D's two branches against other ways to make two videos.
 
-  python benchmarks/dit.py
-  python benchmarks/dit.py --layers 2 --tokens 390 --rounds 3
+  python benchmarks/dit.py --layers 2 --rounds 3
+  python benchmarks/dit.py --layers 30 --tokens 1560 --work forward,remat --rounds 2 --add
 
 The width of Wan 1.3B with an image condition, batch 1, float32, random weights, as many threads for either. A step is
 forward, backward and AdamW of a LoRA of rank 64 on every linear of the blocks. Writes the tables of
@@ -11,6 +11,7 @@ docs/performance.md.
 import argparse
 import functools
 import itertools
+import json
 import os
 import pathlib
 import sys
@@ -25,7 +26,7 @@ RANK, TEXT, IMAGE = 64, 512, 257
 WORK = {  # what is run, and how much of the forward pass the backward pass does again
   'forward': 'forward',
   'step': 'step, nothing recomputed',
-  'step, block': 'step, blocks recomputed',
+  'remat': 'step, blocks recomputed',
 }
 FORWARDS = {'forward': 1, 'two forwards': 2}  # of the base alone
 JOINED = ('two forwards', 'no_links', 'dlc', 'spatial_concat', 'channel_concat')
@@ -34,11 +35,14 @@ JOINED = ('two forwards', 'no_links', 'dlc', 'spatial_concat', 'channel_concat')
 def parser() -> argparse.ArgumentParser:
   p = page.parser('dit', __doc__, page='docs/performance.md')
   numbers = lambda text: [int(n) for n in text.split(',')]
-  p.add_argument('--layers', type=numbers, default=[2, 30], metavar='N,...', help='(default: 2,30)')
+  p.add_argument('--layers', type=numbers, default=[2], metavar='N,...', help='(default: 2)')
   p.add_argument(
     '--tokens', type=numbers, default=[390, 1560], metavar='N,...', help=f'of {", ".join(map(str, GRIDS))}'
   )
+  names = lambda text: text.split(',')
+  p.add_argument('--work', type=names, default=list(WORK), metavar='A,B,...', help=f'of {", ".join(WORK)}')
   p.add_argument('--rounds', type=int, default=5, help='(default: %(default)s)')
+  p.add_argument('--add', action='store_true', help='to the pairs that --out holds; nothing else is run')
   return p
 
 
@@ -64,14 +68,14 @@ def ours(entry: dict):
   x = jax.random.normal(key, (2, 1, f, 2 * h, 2 * w, cfg.in_channels))
   text, image = jax.random.normal(key, (1, TEXT, cfg.text_width)), jax.random.normal(key, (1, IMAGE, cfg.image_width))
   timestep = jnp.full(1, 500.0)
-  plain = lambda base, x: dit.velocity(cfg, base, x, timestep, text, image, precision=dit.FLOAT32, policy='none')
+  plain = lambda base, x: dit.velocity(cfg, base, x, timestep, text, image, precision=dit.FLOAT32)
   what = entry['what']
 
   if what in FORWARDS:
     run = jax.jit(plain)
     yield lambda: [run(base, one).block_until_ready() for one in x[: FORWARDS[what]]]
   elif what in JOINED:
-    model = baselines.MODELS[what](cfg, AdapterConfig(rank=RANK, link_layers=links(cfg.layers)), dit.FLOAT32, 'none')
+    model = baselines.MODELS[what](cfg, AdapterConfig(rank=RANK, link_layers=links(cfg.layers)), dit.FLOAT32)
     adapters = nn.unbox(model.init_adapters(key, base))
     mask, latent = jnp.split(x[0, ..., cfg.out_channels :], [4], axis=-1)
     condition = Condition(latent=latent, mask=mask, text=text, image=image)
@@ -79,7 +83,7 @@ def ours(entry: dict):
     z = x[..., : cfg.out_channels]
     yield lambda: run(base, adapters, z, timestep / 1000, condition).block_until_ready()
   else:
-    policy = 'block' if what == 'step, block' else 'none'
+    policy = 'block' if what == 'remat' else 'none'
     stack = functools.partial(remat.stack, policy=policy)
     adapters = nn.unbox(lora.init(key, base_shapes(cfg, dit.FLOAT32)['blocks'], rank=RANK, modalities=1))
     optimizer = optax.adamw(1e-4)
@@ -141,7 +145,7 @@ def theirs(entry: dict):
   model.requires_grad_(False)
   names = [name for name, part in model.blocks.named_modules() if isinstance(part, torch.nn.Linear)]
   model.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=[f'blocks.{name}' for name in names]))
-  if entry['what'] == 'step, block':
+  if entry['what'] == 'remat':
     model.enable_gradient_checkpointing()
     model.train()
   optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -157,7 +161,7 @@ def theirs(entry: dict):
 def pairs(args: argparse.Namespace) -> list[dict]:
   """Both libraries at the same work."""
   rows = []
-  for layers, tokens, what in itertools.product(args.layers, args.tokens, WORK):
+  for layers, tokens, what in itertools.product(args.layers, args.tokens, args.work):
     entry = {'layers': layers, 'tokens': tokens, 'what': what}
     rows.append(race.pair(__file__, entry, BUILDERS, args.rounds))
     print(rows[-1], flush=True)
@@ -191,8 +195,12 @@ def tables(results: dict) -> dict[str, str]:
 
 
 def main(args: argparse.Namespace) -> None:
-  results = race.about(args.rounds, 'jax', 'torch', 'diffusers', 'peft')
-  results |= {'pairs': pairs(args), 'joined': joined(args)}
+  if args.add:
+    results = json.loads(pathlib.Path(args.out).read_text())
+    results['pairs'] += pairs(args)
+  else:
+    results = race.about(args.rounds, 'jax', 'torch', 'diffusers', 'peft')
+    results |= {'pairs': pairs(args), 'joined': joined(args)}
   page.record(args, results, tables)
 
 

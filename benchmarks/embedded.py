@@ -213,6 +213,10 @@ def sheet(work: pathlib.Path, clips: int) -> np.ndarray:
   return video_sheet(rows)
 
 
+def readme(results: dict) -> dict[str, str]:
+  return {'embedded': quality(results, 'medium')}
+
+
 def main(args: argparse.Namespace) -> None:
   from one4d_jax.model import bundle as bundles
   from one4d_jax.viewer.pictures import save_png
@@ -223,9 +227,7 @@ def main(args: argparse.Namespace) -> None:
   save_png(sheet(work, args.clips), pathlib.Path(args.out).with_suffix('.png'))
   results = {'weights': bundle.hash, 'clips': args.clips, 'steps': args.steps, 'pooled': pooled(rows)}
   results |= {'targets': judged(results['pooled']), 'rows': rows}
-  page.record(args, results, tables)
-  if not args.weights:
-    page.publish(page.ROOT / 'README.md', 'embedded', quality(results, 'medium'))
+  page.record(args, results, tables, readme=None if args.weights else readme)
 
 
 if __name__ == '__main__':

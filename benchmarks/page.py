@@ -18,13 +18,22 @@ def parser(name: str, about: str, *, page: str) -> argparse.ArgumentParser:
   return p
 
 
-def record(args: argparse.Namespace, results: dict, tables: Callable[[dict], Mapping[str, str]]) -> None:
-  """Writes the results, prints the tables made of them and puts each into its block of the page."""
+Tables = Callable[[dict], Mapping[str, str]]  # of results: {name of a block: table}
+
+
+def record(args: argparse.Namespace, results: dict, tables: Tables, *, readme: Tables | None = None) -> None:
+  """Writes the results, prints the tables made of them and puts each into its block of the page.
+
+  Those of ``readme`` go into README, where the page is one of the documentation's.
+  """
   out, page = pathlib.Path(args.out), pathlib.Path(args.page)
   out.write_text(json.dumps(results, indent=1) + '\n')
   for name, text in tables(results).items():
     print(text)
     publish(page, name, text)
+  if readme is not None and page.parent == ROOT / 'docs':
+    for name, text in readme(results).items():
+      publish(ROOT / 'README.md', name, text)
   print(f'{out} and {page} written')
 
 

@@ -104,11 +104,15 @@ def main(args: argparse.Namespace) -> None:
         out.write_text(json.dumps(results, indent=1) + '\n')
       bar.update()
   results['plans'] = [plan(*cell, results['programs']) for cell in tqdm(list(cells()), 'plans', unit='plan')]
-  page.record(args, results, tables)
+  page.record(args, results, tables, readme=readme)
 
 
 def tables(results: dict) -> dict[str, str]:
   return {'plans': plans(results['plans']), 'model': agreement(results['programs'])}
+
+
+def readme(results: dict) -> dict[str, str]:
+  return {'fits': fits(results['plans'])}
 
 
 # -- The model against compilers ------------------------------------------------------------------------------------
@@ -247,6 +251,23 @@ def plans(rows: list[dict]) -> str:
       cells = [row['topology'], row['mesh'], row['size'], number, f'{limit:.1f}', fits, time]
       lines.append('| ' + ' | '.join(cells) + ' |')
     lines.append('')
+  return '\n'.join(lines)
+
+
+def fits(rows: list[dict]) -> str:
+  """The paper's size on the machines whose training step was compiled, Markdown."""
+  from one4d_jax.planning.report import seconds
+
+  lines = ['| machine | training, GiB a device | of | 5500 steps of 32 samples | sampling, GiB | a scene, 50 steps, guidance |']
+  lines.append('|---|--:|--:|---|--:|---|')
+  same = {(row['task'], row['topology']): row for row in rows if row['size'] == SIZES[0]}
+  for (task, topology), train in same.items():
+    if task == 'train' and train['compiled']:
+      sample = same['sample', topology]
+      gib = [f'{row["peak"] / 2**30:.1f}' for row in (train, sample)]
+      hours = ' to '.join(seconds(3600 * h) for h in train['recipe']['hours'])
+      scene = ' to '.join(map(seconds, sample['seconds']))
+      lines.append(f'| {topology} | {gib[0]} | {train["limit"] / 2**30:.1f} | {hours} | {gib[1]} | {scene} |')
   return '\n'.join(lines)
 
 

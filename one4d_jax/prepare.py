@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
   p = argparse.ArgumentParser(
     prog='python -m one4d_jax.prepare', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  p.add_argument('--source', choices=sources.NAMES, help='which data set; docs/data.md says what each one needs')
+  p.add_argument('--source', choices=sources.NAMES, help='which data set; docs/datasets.md says what each one needs')
   p.add_argument('--root', metavar='DIR', help='where its downloads were unpacked')
   p.add_argument('--out', metavar='DIR', help='the set is written to DIR/SOURCE/VERSION; with --record: the scene')
   p.add_argument('--workers', type=int, default=os.cpu_count(), metavar='N', help='processes (default: %(default)s)')
