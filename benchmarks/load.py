@@ -35,6 +35,7 @@ from one4d_jax import cli  # noqa: E402
 LIMIT = 4  # MB of an upload
 PAUSE = 20.0  # seconds between two things that a client does, at most
 FULL = 'jobs are waiting already'
+ALERT = 'role="alert"'
 EVERY = 5.0  # seconds between two looks at the server's memory
 DEEDS = {}  # name of a function below: (what a client does, how often beside the others)
 
@@ -74,14 +75,18 @@ class Tab:
 
     self.number, self.session = number, secrets.token_hex(8)
     timeout = httpx.Timeout(120.0, read=None)
-    self.http = httpx.AsyncClient(base_url=address, verify=False, timeout=timeout, trust_env=False)
+    alone = httpx.Limits(max_keepalive_connections=0)  # one that the server has closed is not used again
+    self.http = httpx.AsyncClient(base_url=address, verify=False, timeout=timeout, limits=alone, trust_env=False)
 
   async def __aenter__(self):
     (await self.http.get('/')).raise_for_status()
     start = time.perf_counter()
     config = (await self.http.get('/config')).raise_for_status().json()
     self.seconds = time.perf_counter() - start
+    elements = {c['id']: c['props'].get('elem_id') for c in config['components']}
     self.functions = {d['api_name']: d['id'] for d in reversed(config['dependencies'])}
+    for d in config['dependencies']:
+      self.functions |= {(elements.get(element), event): d['id'] for element, event in d['targets']}
     self._open = asyncio.create_task(self._heartbeat())
     return self
 
@@ -96,8 +101,11 @@ class Tab:
       async for _ in stream.aiter_raw():
         pass
 
-  async def call(self, name: str, *data, until: int = 0) -> list:
-    """What the page's function gives first (a stream goes on with differences); leaves after ``until`` messages."""
+  async def call(self, name: str | tuple[str, str], *data, until: int = 0) -> list:
+    """What a function of the page (its name, or element and event) gives first: a stream goes on with differences.
+
+    Leaves after ``until`` messages.
+    """
     body = {'data': data, 'fn_index': self.functions[name], 'session_hash': self.session}
     answer = await self.http.post('/gradio_api/queue/join', json=body)
     if answer.status_code != 200:
@@ -137,13 +145,20 @@ class Tab:
     (path,) = answer.json()
     return {'path': path, 'orig_name': name, 'meta': {'_type': 'gradio.FileData'}}
 
-  async def submit(self, job: Job, file: dict | None = None) -> None:
+  async def submit(self, job: Job, file: dict | None = None, *, task: str = 'text') -> None:
     """Queues the job and notes its id. Raises Full, or Wrong with what the page says."""
-    task = 'text' if file is None else 'image'
     _, id, status, *_ = await self.call('submit', file, None, job.prompt, task, 0.25, 5, 2, 1, 0)
     if not isinstance(id, str):
       raise (Full if FULL in status else Wrong)(status)
     job.id = id
+
+  async def submit_picture(self, job: Job, content) -> None:
+    """Uploads the picture and queues the job, as the page does that has looked at the file."""
+    file = await self.upload('picture.png', content)
+    _, card, *_ = await self.call('read', file)
+    if ALERT in card:
+      raise Wrong(card)
+    await self.submit(job, file, task='image')
 
   async def collect(self, job: Job) -> None:
     """Waits for the end of the job as a page does that finds it, and looks at the whole scene."""
@@ -186,7 +201,7 @@ async def prompt(tab: Tab, rng: random.Random) -> None:
 @deed('a scene of a picture', 6)
 async def picture(tab: Tab, rng: random.Random) -> None:
   job, content = new_job(rng, picture=True)
-  await tab.submit(job, await tab.upload('picture.png', content))
+  await tab.submit_picture(job, content)
   await tab.collect(job)
 
 
@@ -199,7 +214,7 @@ async def slow(tab: Tab, rng: random.Random) -> None:
       yield content[start : start + step]
       await asyncio.sleep(1)
 
-  await tab.submit(job, await tab.upload('picture.png', trickle()))
+  await tab.submit_picture(job, trickle())
   await tab.collect(job)
 
 
@@ -219,7 +234,7 @@ async def cancels(tab: Tab, rng: random.Random) -> None:
   job, _ = new_job(rng, picture=False)
   await tab.submit(job)
   await asyncio.sleep(rng.uniform(0, 3))
-  await tab.call('lambda', None)
+  await tab.call(('cancel', 'click'), None)
   if (await tab.http.get(f'/scenes/{job.id}/run.json')).status_code not in (200, 404):
     raise Wrong('a cancelled job is served')
 
@@ -275,30 +290,33 @@ async def snoops(tab: Tab, rng: random.Random) -> None:
   for path in (f'/scenes/{secrets.token_urlsafe(16)}/scene.zip', '/gradio_api/file=/etc/passwd', '/gradio_api/info'):
     if (await tab.http.get(path)).status_code != 404:
       raise Wrong(f'{path} is answered')
-  await refused(tab, {'path': '/etc/passwd', 'orig_name': 'x.png', 'meta': {'_type': 'gradio.FileData'}})
+  foreign = {'path': '/etc/passwd', 'orig_name': 'x.png', 'meta': {'_type': 'gradio.FileData'}}
+  for call in (tab.call('read', foreign), tab.submit(Job('a room', None), foreign)):
+    with contextlib.suppress(Wrong):
+      raise AssertionError(f'/etc/passwd gives {await call}')
 
 
 @deed('sends nonsense to the functions of the page', 2)
 async def nonsense(tab: Tab, rng: random.Random) -> None:
+  import httpx
+
   job = {'session_hash': tab.session, 'fn_index': tab.functions['submit']}
-  for body in (b'{', b'[]', b'null', json.dumps({'data': 7}).encode(), json.dumps({**job, 'data': [0]}).encode(),
-               json.dumps({**job, 'data': ['x'] * 9}).encode(), json.dumps({**job, 'fn_index': 999, 'data': []}).encode(),
-               b'[' * 10_000, rng.randbytes(1000), bytes(2 * 2**20)):  # fmt: skip
-    answer = await tab.http.post('/gradio_api/queue/join', content=body, headers={'content-type': 'application/json'})
-    if answer.status_code >= 500:
-      raise Wrong(f'status {answer.status_code} for {body[:40]}')
+  objects = {'data': 7}, {**job, 'data': [0]}, {**job, 'data': ['x'] * 9}, {**job, 'fn_index': 999, 'data': []}
+  bodies = [json.dumps(wrong).encode() for wrong in objects]
+  for body in (*bodies, b'{', b'[]', b'null', b'[' * 10_000, rng.randbytes(1000), bytes(2 * 2**20)):
+    with contextlib.suppress(httpx.TransportError):  # what is too large is not read to its end
+      await tab.http.post('/gradio_api/queue/join', content=body, headers={'content-type': 'application/json'})
+  await prompt(tab, rng)  # of the same page, all the same
 
 
 async def refused(tab: Tab, file: dict) -> None:
-  """No job may come of a file, and its sender must be told why."""
-  job = Job('what is this', None)
-  try:
-    await tab.submit(job, file)
-  except Wrong as told:
-    if not ('role="alert"' in str(told) or 'InvalidPathError' in str(told) or str(told) == 'submit: None'):
-      raise
-    return
-  raise Wrong(f'{file["orig_name"]} was queued')
+  """The sender of a file must be told that it cannot be used, and no job may come of it."""
+  _, card, *_ = await tab.call('read', file)
+  if ALERT not in card:
+    raise Wrong(f'{file["orig_name"]} is taken for {card[:100]}')
+  with contextlib.suppress(Wrong):
+    await tab.submit(Job('what is this', None), file)
+    raise AssertionError(f'{file["orig_name"]} was queued')
 
 
 async def turned_away(sending) -> None:
@@ -397,7 +415,8 @@ def tables(results: dict) -> dict[str, str]:
     middle = {key: statistics.median(sample[key] for sample in part) for key in part[0]}
     span = f'{part[0]["seconds"] / 60:.0f} to {part[-1]["seconds"] / 60:.0f}'
     memory = mib(middle['server']), mib(max(s['server'] for s in part)), mib(middle['children'])
-    held.append((span, *memory, f'{middle["files"]:.0f}', f'{middle["threads"]:.0f}', mib(middle['uploads']), mib(middle['scenes'])))  # fmt: skip
+    counts = f'{middle["files"]:.0f}', f'{middle["threads"]:.0f}'
+    held.append((span, *memory, *counts, mib(middle['uploads']), mib(middle['scenes'])))
   headings = (
     'minutes', 'server, MiB', 'at most', 'its processes, MiB', 'open files', 'threads', 'uploads, MiB', 'scenes, MiB',
   )  # fmt: skip

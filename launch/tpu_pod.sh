@@ -10,7 +10,7 @@ Starts launch/train.sh on every host of the TPU NAME by gcloud, which must be lo
 ONE4D_DIR (default: one4d_jax, in the home folder) and sees the same --workdir and data. PYTHON is the interpreter there
 (default: .venv/bin/python).
 TEXT
-  exit $(($# < 2 ? 2 : 0))
+  case ${1:-} in -h | --help) exit 0 ;; *) exit 2 ;; esac
 fi
 name=$1 zone=$2
 shift 2

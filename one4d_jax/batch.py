@@ -14,6 +14,7 @@ takes its own lines, none waits for another.
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -30,7 +31,7 @@ from typing import Any
 from one4d_jax import cli, sample
 from one4d_jax import request as requests
 from one4d_jax.errors import DataError, UserError
-from one4d_jax.model.files import EMBEDDED, write_whole
+from one4d_jax.model.files import write_whole
 from one4d_jax.viewer import export, metric
 from one4d_jax.viewer import scene as scenes
 
@@ -106,8 +107,11 @@ def main(args: argparse.Namespace) -> None:
   before = sum(line.name in done for line in own)
   print(f'{args.input}: {len(lines)} scenes, {len(own)} for this process, {before} of them done before')
   pathlib.Path(args.out).mkdir(parents=True, exist_ok=True)
-  failed = work_off(own, done, args)
-  for state, number in summarise(lines, args).items():
+  try:
+    failed = work_off(own, done, args)
+  finally:  # after --strict or Ctrl-C too
+    states = summarise(lines, args)
+  for state, number in states.items():
     print(f'{args.out}: {number} {state}')
   if failed:
     shown = [f'{line.name}: {reason}' for line, reason in failed[:_SHOWN]] + _rest(failed)
@@ -118,7 +122,7 @@ def main(args: argparse.Namespace) -> None:
 def read(args: argparse.Namespace) -> list[Line]:
   """The lines of the list. Raises UserError where flags fit no line, or once all problems of lines are told."""
   requests.check_numbers(args)
-  requests.read_sizes(pathlib.Path(args.weights) if args.weights else EMBEDDED)
+  requests.read_sizes(requests.weights_folder(args))
   sample.fit_options(args)
   path, out = pathlib.Path(args.input), pathlib.Path(args.out)
   if out.exists() and not out.is_dir():
@@ -259,7 +263,7 @@ def work_off(lines: Sequence[Line], done: set[str], args: argparse.Namespace) ->
   # Scenes of one compiled program follow each other.
   todo.sort(key=lambda line: [str(getattr(line.args, name)) for name in _COMPILED])
   if todo:
-    load(pathlib.Path(args.weights) if args.weights else EMBEDDED)  # if they cannot be read, no scene is to blame
+    load(requests.weights_folder(args))  # if they cannot be read, no scene is to blame
   failed = []
   steps = [(line, add_exports) for line in lines if line.name in done]
   steps += [(line, functools.partial(make, load=load)) for line in todo]
@@ -298,7 +302,7 @@ def add_exports(line: Line, *, report: Callable[[str, int, int], None]) -> None:
   if missing:
     for left in line.folder.glob('.export-*'):
       shutil.rmtree(left, ignore_errors=True)
-    fps = json.loads((line.folder / 'run.json').read_text())['fps']['playback']
+    fps = scenes.playback_rate(line.folder)
     export.write_exports(scenes.load(line.folder), line.folder, missing, fps=fps, progress=report)
 
 
@@ -314,7 +318,7 @@ def summarise(lines: Sequence[Line], args: argparse.Namespace) -> dict[str, int]
 
   def state(line: Line) -> dict[str, Any]:
     about = {'line': line.number, 'state': 'to do'}
-    if line.failure.is_file():
+    with contextlib.suppress(FileNotFoundError):  # most have none, and another process may take it away
       return about | {'state': 'failed', 'reason': line.failure.read_text().partition('\n')[0]}
     return about | ({'state': 'done'} if (line.folder / 'run.json').is_file() else {})
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -58,13 +59,27 @@ def process(text: str | None) -> tuple[int, int]:
   return int(index), int(count)
 
 
-def add_config(
-  parser: argparse.ArgumentParser, *, default: str | None = None, required: bool = False, about: str = 'configuration'
-) -> None:
+def command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+  """The command that gives these arguments, for a parser of options; what equals its default is left out."""
+  words = shlex.split(parser.prog)
+  for action in parser._actions:
+    value = getattr(args, action.dest, action.default)
+    if value == action.default:
+      continue
+    option = action.option_strings[0]
+    if action.nargs == 0:
+      words.append(option)
+      continue
+    for text in map(str, value if isinstance(value, list) else [value]):
+      words += [f'{option}={text}'] if text.startswith('-') else [option, text]  # alone, it would be an option
+  return shlex.join([*words, *(_OVERRIDE + override for override in args.overrides)])
+
+
+def add_config(parser: argparse.ArgumentParser, *, default: str | None = None, about: str = 'configuration') -> None:
   """Adds ``--config FILE[:PRESET]``. ``run`` collects ``--config.KEY=VALUE`` into ``args.overrides``."""
   text = f'{about}; change a value of it with --config.KEY=VALUE' + (' (default: %(default)s)' if default else '')
   parser.set_defaults(overrides=[])
-  parser.add_argument('--config', metavar='FILE[:PRESET]', default=default, required=required, help=text)
+  parser.add_argument('--config', metavar='FILE[:PRESET]', default=default, help=text)
 
 
 def _raise_usage(message: str):

@@ -8,6 +8,8 @@ its dataclass and nowhere else.
 import dataclasses
 import json
 import math
+import operator
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,7 +136,7 @@ class SampleConfig:
   guidance: float = 6.0
   shift: float = 5.0
   solver: str = 'euler'
-  guidance_interval: tuple[float, ...] = (0.0, 1.0)  # least and largest noise level with guidance
+  guidance_interval: tuple[float, float] = (0.0, 1.0)  # least and largest noise level with guidance
   cache: float = 0.0  # steps whose first layer changes by less are not computed (flow/caching.py); 0 is off
   tile: int = 0  # side in latent places of what is decoded at a time (wan/vae.py); 0: whole frames
 
@@ -167,6 +169,26 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
   return config
 
 
+_NUMBERS = {  # what they must be, in words and as a test
+  'above 0': (lambda v: v > 0, ('data.fps', 'sample.shift')),
+  'at least 1': (
+    lambda v: v >= 1,
+    (
+      *(f'train.{name}' for name in ('steps', 'batch', 'accumulation', 'log_every', 'save_every', 'keep', 'patience')),
+      *(f'data.{name}' for name in ('clips', 'validation_clips', 'sparse_masks')),
+      'model.adapters.rank',
+      'sample.steps',
+    ),
+  ),
+  '0 (off) or more': (
+    lambda v: v >= 0,
+    ('train.spike', 'train.hang_seconds', 'train.keep_every', 'train.validate_every'),
+  ),
+  'from 0 to 1': (lambda v: 0 <= v <= 1, ('train.text_only', 'train.text_dropout', 'train.image_dropout')),
+  'from 0 to below 1': (lambda v: 0 <= v < 1, ('train.ema',)),
+}
+
+
 def check(config: Config) -> None:
   """What no single section can know.
 
@@ -175,6 +197,9 @@ def check(config: Config) -> None:
   """
   data, train, model = config.data, config.train, config.model
   problems = []
+  for words, (fits, keys) in _NUMBERS.items():
+    values = {key: operator.attrgetter(key)(config) for key in keys}
+    problems += [f'{key}={value} must be {words}' for key, value in values.items() if not fits(value)]
   if train.stage not in STAGES:
     problems.append(f'train.stage={train.stage!r} must be one of {STAGES}')
   if data.frames < 1 or data.frames % 4 != 1:
@@ -184,10 +209,23 @@ def check(config: Config) -> None:
     size = getattr(data, name)
     if size < 16 or size % 16:
       problems.append(f'data.{name}={size} must be a multiple of 16; nearest is {max(16, round(size / 16) * 16)}')
-  if model.dit.width % model.dit.heads or model.dit.width // model.dit.heads % 2:
+  procedural = any(part.partition('@')[0].strip() == 'procedural' for part in data.source.split(','))
+  if procedural and data.frames == 1:
+    problems.append('data.frames=1 must be at least 5: of a procedural clip some frames are given, not all')
+  if train.stage == 'vae':
+    frames, side = train.crop
+    if frames < 5 or frames % 4 != 1 or side < 8 or side % 8:
+      problems.append(f'train.crop={train.crop} must be 4n+1 frames, at least 5, and a side that is a multiple of 8')
+    elif procedural and (frames > data.frames or side > min(data.height, data.width)):
+      problems.append(f'train.crop={train.crop} must fit into {data.frames} frames of {data.height}x{data.width}')
+  if model.dit.heads < 1 or model.dit.width % model.dit.heads or model.dit.width // model.dit.heads % 2:
     problems.append(f'model.dit.width={model.dit.width} must be an even multiple of heads={model.dit.heads}')
   if any(not 0 <= i < model.dit.layers for i in model.adapters.link_layers):
     problems.append(f'model.adapters.link_layers={model.adapters.link_layers} must lie in [0, {model.dit.layers})')
+  try:
+    re.compile(model.adapters.targets)
+  except re.error as error:
+    problems.append(f'model.adapters.targets={model.adapters.targets!r} is no regular expression ({error})')
   kind = model.adapters.kind
   if kind not in baselines.MODELS:
     problems.append(f'model.adapters.kind={kind!r} must be one of {", ".join(baselines.MODELS)}')
@@ -223,12 +261,6 @@ def check(config: Config) -> None:
       problems.append(f'parallel.mesh={config.parallel.mesh!r}: cfg is an axis of sampling; training has none')
   if not 0 < train.shift <= (train.shift_max or train.shift):
     problems.append(f'train.shift={train.shift} must be above 0, train.shift_max={train.shift_max} 0 (off) or no less')
-  for name in ('spike', 'hang_seconds', 'keep_every', 'validate_every'):
-    if getattr(train, name) < 0:
-      problems.append(f'train.{name}={getattr(train, name)} must be 0 (off) or more')
-  for name in ('steps', 'batch', 'accumulation', 'log_every', 'save_every', 'keep', 'patience'):
-    if getattr(train, name) < 1:
-      problems.append(f'train.{name}={getattr(train, name)} must be at least 1')
   try:
     generate.with_defaults(sizes(config), {})
   except ConfigError as error:

@@ -7,6 +7,7 @@ Ends with status 1 where something is wrong, not for what is only worth knowing.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -19,7 +20,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from one4d_jax import cli
-from one4d_jax.errors import UserError
 
 _GIB = 2**30
 _NETWORK = ('nfs', 'nfs4', 'cifs', 'smb3', 'smbfs', 'lustre', 'gpfs', 'beegfs', 'ceph', 'glusterfs', '9p', 'afs')
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
       continue
     try:
       found[about] = look(args)
-    except (UserError, OSError, RuntimeError) as error:  # no look keeps another from happening
+    except Exception as error:  # no look keeps another from happening
       found[about] = Finding('wrong', cli.one_line(error))
     if not args.json:
       remedy = f'; {found[about].remedy}' if found[about].remedy else ''
@@ -101,7 +101,8 @@ def _devices(args: argparse.Namespace) -> Finding:
   some = jax.local_devices()
   limit = (some[0].memory_stats() or {}).get('bytes_limit')
   each = f', {limit / _GIB:.0f} GiB each for JAX' if limit else ''
-  cores = f', {len(os.sched_getaffinity(0))} cores' if some[0].platform == 'cpu' else ''
+  count = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()  # not on macOS
+  cores = f', {count} cores' if some[0].platform == 'cpu' else ''
   return Finding('ok', f'{len(some)} x {some[0].device_kind}{each}{cores}')
 
 
@@ -117,7 +118,8 @@ def _memory(args: argparse.Namespace) -> Finding:
 def _descriptors(args: argparse.Namespace) -> Finding:
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft != resource.RLIM_INFINITY and soft < 1024:
-    return Finding('note', f'{soft} allowed', f'ulimit -n {hard}: data workers open many shards')
+    most = 'unlimited' if hard == resource.RLIM_INFINITY else hard
+    return Finding('note', f'{soft} allowed', f'ulimit -n {most}: data workers open many shards')
   return Finding('ok', f'{"any number" if soft == resource.RLIM_INFINITY else soft} allowed')
 
 
@@ -154,8 +156,9 @@ def _file_system(args: argparse.Namespace) -> Finding:
 
 def _cache(args: argparse.Namespace) -> Finding:
   folder = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
-  folder.mkdir(parents=True, exist_ok=True)
-  if not os.access(folder, os.W_OK):
+  with contextlib.suppress(OSError):  # it is then not there to be written
+    folder.mkdir(parents=True, exist_ok=True)
+  if not (folder.is_dir() and os.access(folder, os.W_OK)):
     remedy = 'every start compiles again; set JAX_COMPILATION_CACHE_DIR'
     return Finding('note', f'{folder} cannot be written', remedy)
   sizes = [file.stat().st_size for file in folder.rglob('*') if file.is_file()]
@@ -188,7 +191,9 @@ def _weights(args: argparse.Namespace) -> Finding:
   from one4d_jax.model import bundle
   from one4d_jax.model.files import find_parts
 
-  places = find_parts(bundle.locate(args.weights))
+  folder = bundle.locate(args.weights)
+  bundle.describe(folder)  # names the file, where it is damaged
+  places = find_parts(folder)
   # Folders have a manifest to compare with, and may be larger than this machine's memory; files are read.
   found = bundle.load(args.weights, [part for part, place in places.items() if place.is_file()])
   return Finding('ok', f'{args.weights or "embedded"}: {", ".join(places)}; {found.hash}')

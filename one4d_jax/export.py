@@ -34,7 +34,6 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
   """Loads the scene, writes the exports with a progress bar for each, and lists their paths."""
   from one4d_jax.sample import Bar
-  from one4d_jax.view import playback_rate
   from one4d_jax.viewer import export, metric
   from one4d_jax.viewer import scene as scenes
 
@@ -48,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
   folder = folder if folder.is_dir() else folder.parent
   height, width = scene.size
   metric.check(measures, frames=scene.frames, height=height, width=width)
-  fps = playback_rate(folder)
+  fps = scenes.playback_rate(folder)
   with Bar() as bar:
     if measures:
       scene, run = measured(scene, measures, folder)
@@ -60,14 +59,15 @@ def main(args: argparse.Namespace) -> None:
 
 def measured(scene, measures, folder):
   """The scene in metres, and its record. Raises DataError where nothing could be measured."""
-  from one4d_jax.viewer import metric
+  from one4d_jax.viewer import metric, pictures
 
   run = read_run(folder)
   found, record, notes = metric.apply(scene, measures)
   if not record:
     raise DataError('; '.join(notes))
   print(*notes, sep='\n', end='\n' if notes else '')
-  return found, run | {'metric': {'scale': float(found.scale), 'from': record}}
+  changed = {'metric': {'scale': float(found.scale), 'from': record}, 'depth_mp4': pictures.depth_legend(found)}
+  return found, run | changed
 
 
 def read_run(folder: pathlib.Path) -> dict:

@@ -11,7 +11,6 @@ a100-40, a100, h100, h200, b200 by number (h100:8), and v4, v5e, v5p, v6e, v7x b
 import argparse
 import dataclasses
 import pathlib
-import shlex
 import sys
 
 from one4d_jax import cli
@@ -25,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     prog='python -m one4d_jax.plan', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   cli.add_config(p, default='configs/one4d.py')
-  p.add_argument('--topology', metavar='KIND:SHAPE', required=True, help='the machine')
+  p.add_argument('--topology', metavar='KIND:SHAPE', default='h100:8', help='the machine (default: %(default)s)')
   p.add_argument('--task', choices=TASKS, default='train', help='default: %(default)s')
   p.add_argument('--mesh', metavar='AXES', help='default: train as configured; sample splits prompt, branches, tokens')
   p.add_argument('--search', action='store_true', help='also list what else the machine could do, best first')
@@ -51,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     compiling=not args.no_compile,
     price=args.price_per_device_hour,
   )
-  found['command'] = command(args)
+  found['command'] = cli.command(parser(), args)
   print(report.terminal(found))
   print(*report.write(found, pathlib.Path(args.out)), sep='\n')
 
@@ -90,7 +89,7 @@ def plan(
   for name, result in built.items():
     if 'not_compiled' in result:
       notes.append(f'{name}: {result["not_compiled"]}')
-  worst = max(built.values(), key=lambda result: result.get('peak', result.get('needs', 0)), default={})
+  worst = _worst(list(built.values()))
   sizes = _sizes(modelled, worst, machine.kind.memory)
   option = None if sizes['fits'] else advice.smallest_change(task, config, mesh, machine)
   options = advice.search(task, config, machine, progress=_bar) if search else []
@@ -118,6 +117,15 @@ def plan(
   elif price is not None:
     found['price'] = [price * machine.devices * s / 3600 for s in (timed.fastest, timed.slowest)]
   return found
+
+
+def _worst(results: list[dict]) -> dict:
+  """The program that decides what a device needs; ``{}`` where one that might is unknown: only the model has it."""
+  if refused := [result for result in results if 'needs' in result]:
+    return max(refused, key=lambda result: result['needs'])
+  if any('not_compiled' in result for result in results):
+    return {}
+  return max(results, key=lambda result: result['peak'], default={})
 
 
 def _sizes(modelled, built: dict, limit: int) -> dict:
@@ -158,17 +166,6 @@ def _bar(choices: list):
   from tqdm import tqdm
 
   return tqdm(choices, 'search', unit='choice')
-
-
-def command(args: argparse.Namespace) -> str:
-  """The command that gives these arguments."""
-  words = ['python', '-m', 'one4d_jax.plan', '--config', args.config, '--topology', args.topology, '--task', args.task]
-  words += ['--mesh', args.mesh] if args.mesh else []
-  words += [name for name in ('search', 'no_compile') if getattr(args, name)]
-  words = [f'--{word.replace("_", "-")}' if word in ('search', 'no_compile') else word for word in words]
-  if args.price_per_device_hour is not None:
-    words += ['--price-per-device-hour', f'{args.price_per_device_hour:g}']
-  return shlex.join([*words, *(f'--config.{override}' for override in args.overrides)])
 
 
 if __name__ == '__main__':

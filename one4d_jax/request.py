@@ -57,7 +57,7 @@ def read(args: argparse.Namespace) -> Request:
   """The request of ``sample``'s arguments. Raises UserError for whatever is wrong with them, cheapest check first."""
   check_numbers(args)
   out = check_out(args.out, overwrite=args.overwrite)
-  weights = pathlib.Path(args.weights) if args.weights else EMBEDDED
+  weights = weights_folder(args)
   sizes = read_sizes(weights)
   prompt = read_prompt(args)
   path = args.input
@@ -94,7 +94,7 @@ def check(args: argparse.Namespace) -> tuple[int, int, int]:
   Returns frames (at most), height and width of the scene. Raises UserError.
   """
   check_numbers(args)
-  weights = pathlib.Path(args.weights) if args.weights else EMBEDDED
+  weights = weights_folder(args)
   sizes, prompt = read_sizes(weights), read_prompt(args)
   if args.input is None:
     return text_request(args, sizes, prompt=prompt or '', weights=weights, out=pathlib.Path(args.out)).video.shape[:3]
@@ -243,16 +243,21 @@ def _is_count(text: str) -> bool:
     return False
 
 
+def weights_folder(args: argparse.Namespace) -> pathlib.Path:
+  """The bundle of ``--weights``, by default the embedded one."""
+  return pathlib.Path(args.weights) if args.weights else EMBEDDED
+
+
 def read_sizes(weights: pathlib.Path) -> dict:
-  """``sizes`` of a bundle: frames, height, width, fps and more. Raises CheckpointError where it is not whole."""
+  """Frames, height, width, fps, steps and guidance of a bundle. Raises CheckpointError where it is not whole."""
   remedy = 'leave --weights out for the embedded model' if weights != EMBEDDED else 'install the package again'
   path = weights / 'bundle.json'
   if not path.is_file():
     raise CheckpointError(f'no weights at {str(weights)!r}: expected a folder with bundle.json; {remedy}')
+  found = find_parts(weights)
   try:
-    found = find_parts(weights)
     sizes = json.loads(path.read_text())['sizes']
-    wanted = {name: sizes[name] for name in ('frames', 'height', 'width', 'fps')}
+    wanted = {name: sizes[name] for name in ('frames', 'height', 'width', 'fps', 'steps', 'guidance')}
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise CheckpointError(f'{path} cannot be read ({error}); {remedy}') from error
   missing = [part for part in PARTS if part not in found]

@@ -18,7 +18,6 @@ import itertools
 import math
 import pathlib
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -100,7 +99,7 @@ def load_bundle(path, mesh: str | None = None, *, plan_check: bool = True):
   compiler.check()
   if plan_check:
     guard.check_scene(path, mesh)
-  return load.load_bundle(path, mesh) if mesh else bundle.load(path)
+  return load.load_bundle(path, mesh) if mesh else bundle.on_device(bundle.load(path))
 
 
 def loader(args: argparse.Namespace) -> Callable:
@@ -129,7 +128,7 @@ def produce(
   from one4d_jax import profile
   from one4d_jax import request as requests
   from one4d_jax.viewer import export, metric
-  from one4d_jax.viewer.pictures import depth_range
+  from one4d_jax.viewer.pictures import depth_legend
 
   exports, measures, options = export.check_exports(args.export), metric.parse(args.metric or ()), fit_options(args)
   request = requests.read(args)
@@ -157,7 +156,7 @@ def produce(
   if playback != request.fps:
     tell(f'playback: {playback:g} fps, faster than life: the frames lie {1 / request.fps:.2f} s apart')
   run = {
-    'command': command_line(args),
+    'command': cli.command(parser(), args),
     'task': request.task,
     'prompt': request.prompt,
     'input': request.policy,
@@ -177,7 +176,7 @@ def produce(
     },
     'windows': {'spans': [[span.start, span.stop] for span in request.spans], **seams.record()},
     'metric': {'scale': number(scene.scale), 'from': measured},
-    'depth_mp4': {'colours': 'turbo of inverse depth', 'near_far': [*map(number, depth_range(scene.metric()))]},
+    'depth_mp4': depth_legend(scene),
     'timings_s': clock.seconds,
     'versions': versions(),
     'finished': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -202,18 +201,6 @@ def fit_options(args: argparse.Namespace):
 
     return presets.read(args.config or '', args.overrides, FitOptions)
   return FitOptions()
-
-
-def command_line(args: argparse.Namespace) -> str:
-  """The command that gives these arguments; what equals its default is left out."""
-  words = ['python', '-m', 'one4d_jax.sample']
-  for action in parser()._actions:
-    value = getattr(args, action.dest, action.default)
-    if value == action.default:
-      continue
-    values = [] if action.nargs == 0 else value if isinstance(value, list) else [value]
-    words += [word for v in values for word in (action.option_strings[0], str(v))] or [action.option_strings[0]]
-  return shlex.join([*words, *(f'--config.{override}' for override in args.overrides)])
 
 
 def sample(bundle, request, args: argparse.Namespace, report: Callable[[str, int, int], None]):

@@ -28,8 +28,12 @@ def from_dict(values: dict, cls: type, where: str = '') -> Any:
 
 def _typed(value, kind, name: str):
   if isinstance(kind, types.GenericAlias) and isinstance(value, (list, tuple)):
-    item = typing.get_args(kind)[0]
-    return tuple(_typed(v, item, name) for v in value)
+    kinds = typing.get_args(kind)
+    if kinds[-1] is Ellipsis:
+      kinds = kinds[:1] * len(value)
+    if len(value) != len(kinds):
+      raise ConfigError(f'config {name}={list(value)} must have {len(kinds)} values')
+    return tuple(_typed(v, item, name) for v, item in zip(value, kinds, strict=True))
   origin = typing.get_origin(kind) or kind
   if origin is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)

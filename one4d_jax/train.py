@@ -14,6 +14,7 @@ import subprocess
 import sys
 
 from one4d_jax import cli, locks
+from one4d_jax.errors import UserError
 from one4d_jax.parallel import distributed
 
 
@@ -53,10 +54,12 @@ def recipe(args: argparse.Namespace) -> list:
   """The configurations of the three stages, each on what the one before makes."""
   from one4d_jax import config as configs
 
+  if args.config != parser().get_default('config'):
+    raise UserError(f'--config {args.config} and --recipe {args.recipe} both choose configurations; use one')
   home, before, chosen = pathlib.Path(args.workdir or f'runs/{args.recipe}'), [], []
   for stage in configs.STAGES:
-    places = [f'workdir={home / stage}', f'data.cache={home / "data"}', *before]
-    chosen.append(configs.load(f'configs/{stage}.py:{args.recipe}', [*args.overrides, *places]))
+    values = [f'data.cache={home / "data"}', *args.overrides, f'workdir={home / stage}', *before]
+    chosen.append(configs.load(f'configs/{stage}.py:{args.recipe}', values))
     before = [f'model.weights={home / stage / "export"}']
   return chosen
 
@@ -235,7 +238,8 @@ def train(
       watchdog.beat(step)
       bar.update()
       last, stopped = step == settings.steps, interrupt.stops(step)
-      if step % settings.log_every == 0 or last:
+      validating = settings.validate_every and (step % settings.validate_every == 0 or last)
+      if step % settings.log_every == 0 or last or validating:
         means = journal.drain()
         writer.scalars(step, means | stage.observe(state.params) | metrics.memory())
         bar.set_postfix({k: f'{v:.3g}' for k, v in means.items() if 'loss' in k and '/' not in k})
@@ -244,7 +248,7 @@ def train(
           checkpoints.save(state, batches.get_state(), step=step)
         if stopped and not last:
           break
-        if settings.validate_every and (step % settings.validate_every == 0 or last):
+        if validating:
           params = averaged(state)
           results, picture = stage.validate(params, frozen, layout)
           results |= stage.validation_loss(params, frozen, layout)

@@ -6,9 +6,6 @@ python -m one4d_jax.view --app    a page that makes scenes of clips, images and 
 
 import argparse
 import contextlib
-import json
-import math
-import pathlib
 import sys
 
 from one4d_jax import cli
@@ -58,18 +55,9 @@ def show(args: argparse.Namespace) -> None:
 
   scene = scenes.load(args.scene)
   with serving(host=args.host, port=args.port) as server, contextlib.suppress(KeyboardInterrupt):
-    viewer = Viewer(server, scene, fps=playback_rate(pathlib.Path(args.scene)))
+    viewer = Viewer(server, scene, fps=scenes.playback_rate(args.scene))
     print(f'http://{args.host}:{server.get_port()}  (Ctrl-C to end)', flush=True)
     viewer.run()
-
-
-def playback_rate(folder: pathlib.Path) -> float:
-  """Frames a second that the scene was written for; 8 where ``run.json`` does not say."""
-  try:
-    rate = float(json.loads((folder / 'run.json').read_text())['fps']['playback'])
-  except (OSError, ValueError, KeyError, TypeError):
-    return 8.0
-  return min(max(rate, 1.0), 60.0) if math.isfinite(rate) else 8.0
 
 
 if __name__ == '__main__':

@@ -92,7 +92,7 @@ def copied(whole, monkeypatch):
     source = whole[0] / pathlib.Path(args.out).name
     shutil.copytree(source if source.is_dir() else whole[0] / 'clip', asked.out, dirs_exist_ok=True)
     run = json.loads((asked.out / 'run.json').read_text())
-    run |= {'command': sample.command_line(args), 'prompt': asked.prompt}
+    run |= {'command': cli.command(sample.parser(), args), 'prompt': asked.prompt}
     (asked.out / 'run.json').write_text(json.dumps(run))
     made.append(asked.out.name)
 
@@ -200,6 +200,35 @@ def test_a_scene_that_cannot_be_made_fails_alone(place, copied, tmp_path, capsys
   assert not (out / 'broken.failed').exists() and summary(out) == {'broken': 'done', 'fine': 'done'}
 
 
+@pytest.mark.parametrize('end, flags', [(KeyboardInterrupt, []), (ValueError, ['--strict'])])
+def test_a_run_that_ends_early_says_how_far_it_came(copied, tmp_path, monkeypatch, end, flags):
+  path, out = write_list(tmp_path, [{'name': name, 'prompt': 'a'} for name in 'ab']), tmp_path / 'out'
+  produce = sample.produce
+
+  def stops(args, **others):
+    if args.out.endswith('b'):
+      raise end
+    produce(args, **others)
+
+  monkeypatch.setattr(sample, 'produce', stops)
+  assert run(path, out, *flags) == 2
+  assert summary(out) == {'a': 'done', 'b': 'to do'}
+
+
+def test_a_failure_that_another_process_takes_away_is_none(tmp_path, monkeypatch):
+  path = write_list(tmp_path, [{'prompt': 'a'}], None)
+  args = cli.parse(sample.parser(), ['--input', str(path), '--out', str(tmp_path)])
+  (line,) = batch.read(args)
+  line.failure.write_text('reason')
+  assert batch.summarise([line], args) == {'failed': 1}
+
+  def gone(path, *args, **kwargs):
+    raise FileNotFoundError(2, 'No such file or directory', str(path))
+
+  monkeypatch.setattr(pathlib.Path, 'read_text', gone)
+  assert batch.summarise([line], args) == {'to do': 1}
+
+
 def test_a_fault_of_ours_keeps_its_traceback(place, tmp_path, monkeypatch):
   monkeypatch.setattr(sample, 'load_bundle', lambda path: None)
   monkeypatch.setattr(sample, 'produce', lambda *args, **kwargs: 1 / 0)
@@ -209,13 +238,14 @@ def test_a_fault_of_ours_keeps_its_traceback(place, tmp_path, monkeypatch):
 
 
 def test_a_scene_of_other_settings_is_replaced_only_on_request(place, copied, tmp_path, capsys):
-  path, out = write_list(tmp_path, [{'name': 'a', 'prompt': 'one'}, {'name': 'b', 'prompt': 'one'}]), tmp_path / 'out'
+  path, out = write_list(tmp_path, [{'name': 'a', 'prompt': '-one'}, {'name': 'b', 'prompt': 'one'}]), tmp_path / 'out'
   assert run(path, out) == 0 and copied == ['a', 'b']
+  assert run(path, out) == 0 and copied == ['a', 'b'], 'nothing is left to do'
   changed = [{'name': 'a', 'prompt': 'two', 'seed': 5}, {'name': 'b', 'prompt': 'one'}, {'name': 'c', 'prompt': 'one'}]
   write_list(tmp_path, changed)
   assert run(path, out) == 2 and copied == ['a', 'b']
   told = capsys.readouterr().err
-  assert 'list.jsonl:1: ' in told and "seed 0, now 5; prompt 'one', now 'two'; add --overwrite" in told
+  assert 'list.jsonl:1: ' in told and "seed 0, now 5; prompt '-one', now 'two'; add --overwrite" in told
   assert run(path, out, '--overwrite') == 0 and copied == ['a', 'b', 'a', 'c']
   assert run(path, out, '--overwrite') == 0 and len(copied) == 4  # nothing is left to do
   record = json.loads((out / 'b' / 'run.json').read_text())
@@ -230,6 +260,9 @@ def test_exports_are_added_to_scenes_that_are_there(place, copied, tmp_path):
   lines = [{'name': 'clip', 'input': str(place / 'clip.mp4')}]
   path, out = write_list(tmp_path, lines, None), tmp_path / 'out'
   assert run(path, out) == 0
+  record = json.loads((out / 'clip' / 'run.json').read_text())
+  del record['fps']
+  (out / 'clip' / 'run.json').write_text(json.dumps(record))
   lines[0]['export'] = ['frames', 'cloud']
   write_list(tmp_path, lines, None)
   assert run(path, out) == 0 and copied == ['clip']

@@ -1,12 +1,13 @@
 """A mistake of the user is one line and status 2; a bug keeps its traceback."""
 
 import argparse
+import shlex
 import subprocess
 import sys
 
 import pytest
 
-from one4d_jax import cli
+from one4d_jax import cli, sample
 from one4d_jax.errors import DataError
 
 
@@ -65,6 +66,18 @@ def test_help_exits_zero(capsys):
   with pytest.raises(SystemExit) as stop:
     cli.run(lambda args: None, parser(), ['--help'])
   assert stop.value.code == 0 and '--debug' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('argv', [
+  [],
+  ['--prompt=-ball'],
+  ['--prompt=--config.x=1', '--seed', '3', '--overwrite'],
+  ['--metric', 'focal=30', '--metric', "it's", '--config', 'a.py', '--config.loss=l1', '--config.b=[1, 2]'],
+])  # fmt: skip
+def test_a_recorded_command_gives_the_same_arguments(argv):
+  words = shlex.split(cli.command(sample.parser(), cli.parse(sample.parser(), argv)))
+  assert words[:3] == ['python', '-m', 'one4d_jax.sample'] and len(words) == 3 + len(argv)
+  assert cli.parse(sample.parser(), words[3:]) == cli.parse(sample.parser(), argv)
 
 
 @pytest.mark.parametrize('name', ['encode', 'evaluate', 'export', 'plan', 'prepare', 'sample', 'train', 'view'])

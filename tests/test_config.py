@@ -9,7 +9,7 @@ import pytest
 from one4d_jax import cli, presets, train
 from one4d_jax import config as configs
 from one4d_jax.config import Config
-from one4d_jax.errors import ConfigError
+from one4d_jax.errors import ConfigError, UserError
 from one4d_jax.evaluation.benchmarks import EvalConfig
 from one4d_jax.model.files import EMBEDDED
 from one4d_jax.postopt.options import FitOptions
@@ -80,11 +80,56 @@ def test_overrides_reach_any_value():
     ('model.dit.heads=7', 'even multiple of heads'),
     ('sample.solver=heun', 'euler, unipc'),
     ('train.batch=0', 'at least 1'),
+    ('train.crop=[9]', r'train.crop=\[9\] must have 2 values'),
+    ('sample.guidance_interval=[0.2]', r'sample.guidance_interval=\[0.2\] must have 2 values'),
+    ('sample.steps=0', 'sample.steps=0 must be at least 1'),
+    ('sample.shift=0', 'sample.shift=0.0 must be above 0'),
+    ('train.ema=1', 'train.ema=1.0 must be from 0 to below 1'),
+    ('train.ema=-0.1', 'train.ema=-0.1 must be from 0'),
+    ('train.text_only=1.5', 'train.text_only=1.5 must be from 0 to 1'),
+    ('train.text_dropout=-1', 'train.text_dropout=-1.0 must be from 0 to 1'),
+    ('train.image_dropout=.nan', 'train.image_dropout=nan must be from 0 to 1'),
+    ('data.sparse_masks=0', 'data.sparse_masks=0 must be at least 1'),
+    ('data.validation_clips=0', 'data.validation_clips=0 must be at least 1'),
+    ('data.fps=0', 'data.fps=0.0 must be above 0'),
+    ('data.frames=1', 'data.frames=1 must be at least 5'),
+    ('model.dit.heads=0', 'even multiple of heads=0'),
+    ('model.adapters.rank=0', 'model.adapters.rank=0 must be at least 1'),
+    ("model.adapters.targets='['", r"model.adapters.targets='\[' is no regular expression"),
   ],
 )
 def test_a_bad_value_is_named(change, message):
   with pytest.raises(ConfigError, match=message):
     configs.load('configs/one4d.py:tiny', [change])
+
+
+@pytest.mark.parametrize('crop, message', [
+  ('[21, 64]', r'train.crop=\(21, 64\) must fit into 17 frames of 64x64'),
+  ('[17, 72]', 'must fit into'),
+  ('[9, 20]', 'a side that is a multiple of 8'),
+  ('[1, 32]', '4n.1 frames, at least 5'),
+])  # fmt: skip
+def test_what_the_vae_trains_on_lies_in_a_clip(crop, message):
+  with pytest.raises(ConfigError, match=message):
+    configs.load('configs/vae.py:tiny', [f'train.crop={crop}'])
+  configs.load('configs/one4d.py:tiny', [f'train.crop={crop}'])  # which trains no VAE
+
+
+def test_sizes_of_clips_are_those_of_procedural_ones():
+  sizes = ['data.frames=1', 'data.height=16', 'data.width=16']
+  configs.load('configs/vae.py:tiny', ['data.source=DIR', *sizes])
+  with pytest.raises(ConfigError, match='must fit into'):
+    configs.load('configs/vae.py:tiny', ['data.source=DIR@2, procedural@1', *sizes])
+
+
+def test_a_recipe_is_changed_by_what_is_asked_for():
+  parse = lambda *argv: cli.parse(train.parser(), ['--recipe', 'tiny', '--workdir', 'here', *argv])
+  assert [config.data.cache for config in train.recipe(parse())] == ['here/data'] * 3
+  chosen = train.recipe(parse('--config.data.cache=clips'))
+  assert [config.data.cache for config in chosen] == ['clips'] * 3
+  assert [config.workdir for config in chosen] == ['here/vae', 'here/base', 'here/one4d']
+  with pytest.raises(UserError, match=r'--config mine\.py and --recipe tiny both choose configurations; use one'):
+    train.recipe(parse('--config', 'mine.py'))
 
 
 def test_kinds_of_models_and_what_they_cannot_use():

@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import json
+import resource
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -81,6 +83,37 @@ def test_weights_that_cannot_be_read(ask, tmp_path):
   status, found = ask('--weights', str(tmp_path / 'weights'))
   assert status == 1 and found['weights']['state'] == 'wrong' and 'weights' in found['weights']['text']
   assert found['extras']['state'] == 'ok', 'the others are still looked at'
+
+
+def test_no_look_keeps_another_from_happening(ask, monkeypatch, tmp_path):
+  (tmp_path / 'bundle.json').write_text('{')
+  monkeypatch.setitem(sys.modules, 'av', None)  # not installed
+
+  def requires(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+  monkeypatch.setattr(importlib.metadata, 'requires', requires)
+  monkeypatch.delattr(doctor.os, 'sched_getaffinity')
+  status, found = ask('--weights', str(tmp_path))
+  assert status == 1 and list(found) == [name for name in doctor.LOOKS if name != 'data']
+  assert {name for name, finding in found.items() if finding['state'] == 'wrong'} == {'packages', 'codecs', 'weights'}
+  assert str(tmp_path) in found['weights']['text'] and 'cores' in found['devices']['text']
+
+
+@pytest.mark.parametrize('place', ['file', 'file/below'])
+def test_a_cache_that_cannot_be_written_is_a_note(ask, monkeypatch, tmp_path, place):
+  (tmp_path / 'file').write_text('')
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / place))
+  status, found = ask()
+  assert status == 0 and found['compiled programs']['state'] == 'note'
+  assert 'set JAX_COMPILATION_CACHE_DIR' in found['compiled programs']['remedy']
+
+
+@pytest.mark.parametrize('hard, words', [(4096, 'ulimit -n 4096:'), (resource.RLIM_INFINITY, 'ulimit -n unlimited:')])
+def test_few_open_files_are_a_note(monkeypatch, hard, words):
+  monkeypatch.setattr(resource, 'getrlimit', lambda kind: (256, hard))
+  found = doctor.LOOKS['open files'](None)
+  assert found.state == 'note' and found.remedy.startswith(words)
 
 
 def test_data_with_a_bit_that_flipped(ask, tmp_path):

@@ -55,7 +55,7 @@ def assert_same_set(a: pathlib.Path, b: pathlib.Path):
   assert contents(a).keys() == contents(b).keys()
   for index in a.glob('*/dataset.json'):
     other = b / index.relative_to(a)
-    assert shards.read_meta(index.parent) == shards.read_meta(other.parent)
+    assert shards.open(index.parent).meta == shards.open(other.parent).meta
     for one, two in zip(records(index.parent), records(other.parent), strict=True):
       assert one.keys() == two.keys()
       for name in one:
@@ -82,7 +82,7 @@ def test_records_hold_what_training_needs(data, whole):
     assert floats == {np.dtype(np.float16)}
   shards.verify(folder)
   assert len(records(whole[0] / 'test-5x32x32')) == 1
-  meta = shards.read_meta(folder)
+  meta = shards.open(folder).meta
   assert meta['kind'] == 'latents' and meta['size'] == [5, 32, 32] and {'vae', 'text', 'image'} < set(meta['networks'])
 
 

@@ -9,7 +9,7 @@ from one4d_jax import request, sample
 from one4d_jax.errors import UserError
 from tests.bundles import looks_whole
 
-SIZES = {'frames': 17, 'height': 32, 'width': 32, 'fps': 16.0}
+SIZES = {'frames': 17, 'height': 32, 'width': 32, 'fps': 16.0, 'steps': 4, 'guidance': 2.0}
 
 
 @pytest.fixture

@@ -9,15 +9,17 @@ import sys
 import types
 
 import av
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from one4d_jax import cli, request, sample
 from one4d_jax.data import render
+from one4d_jax.flow import solvers
 from one4d_jax.model import pointmap
 from one4d_jax.postopt.options import FitOptions
-from one4d_jax.viewer import export
+from one4d_jax.viewer import export, pictures
 from one4d_jax.viewer import scene as scenes
 from tests.bundles import looks_whole
 
@@ -109,6 +111,7 @@ def test_a_whole_video(place, model, clip, capsys):
   assert asked.task == 'video' and asked.observed.all() and asked.prompt == 'a room'
   record = json.loads((place / 'made' / 'run.json').read_text())
   assert record['observed'] == list(range(9)) and record['input']['source']['frames'] == 9
+  assert record['depth_mp4'] == pictures.depth_legend(scenes.load(place / 'made'))
   assert record['weights']['hash'] == '0' * 16 and record['fps'] == {'in_time': 8.0, 'playback': 8.0}
   assert {'jax', 'python', 'one4d_jax'} <= set(record['versions']) and record['timings_s']
   scene = scenes.load(place / 'made')
@@ -188,6 +191,15 @@ def test_the_recorded_command_gives_the_same_arguments(place, model, clip):
   shutil.rmtree(place / 'out')
   assert cli.run(sample.main, sample.parser(), words[3:]) == 0
   assert json.loads((place / 'out' / 'run.json').read_text())['command'] == command
+
+
+def test_the_solvers_are_those_that_there_are():
+  assert sample.SOLVERS == solvers.SOLVERS
+
+
+def test_weights_lie_on_the_device():
+  found = sample.load_bundle(None)
+  assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found.params))
 
 
 def test_text_alone(place, model):

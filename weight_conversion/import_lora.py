@@ -65,7 +65,7 @@ def import_lora(
   A bundle without adapters gets fresh ones, whose XYZ branch and links change nothing.
 
   Raises:
-    CheckpointError: as ``weight_conversion.lora``; no base in ``src``; ``dst`` in use.
+    CheckpointError: as ``weight_conversion.lora``; no base in ``src``; ``dst`` in use, or what ``src`` refers to.
     ConfigError: ``src`` is a model without a LoRA for each branch.
   """
   import dataclasses
@@ -82,6 +82,10 @@ def import_lora(
     raise CheckpointError(f'{dst} exists; give another --dst ({way})')
   public = formats.read(lora, scale=scale, drop=drop)
   found = bundle.load(folder, parts=('adapters',))
+  if inside := [part for part, place in found.folders.items() if dst.resolve() in place.resolve().parents]:
+    raise CheckpointError(
+      f'{dst} holds {", ".join(inside)} of {folder}, and the new bundle refers to them there; give another --dst'
+    )
   cfg = found.config
   command.require_kind(folder, cfg.adapters.kind, 'lora')
   adapters, changed = formats.into_adapters(

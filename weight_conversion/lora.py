@@ -340,11 +340,11 @@ class _Stated:
 def _stated(path: pathlib.Path, header: Mapping[str, str]) -> _Stated:
   """From ``adapter_config.json`` beside the file, or from the header of diffusers."""
   beside = path.with_name('adapter_config.json')
-  if beside.is_file():
-    config = json.loads(beside.read_text())
-  else:
-    config = json.loads(header.get(METADATA, '{}'))
-    config = {key.removeprefix('transformer.'): value for key, value in config.items()}
+  config = json.loads(beside.read_text() if beside.is_file() else header.get(METADATA, '{}'))
+  if not isinstance(config, dict):
+    place = beside if beside.is_file() else f'{METADATA} of {path}'
+    raise CheckpointError(f'{place} holds {str(config)[:40]!r} in place of an object; download it again')
+  config = {key.removeprefix('transformer.'): value for key, value in config.items()}  # diffusers' name of the network
   if config.get('peft_type', 'LORA') != 'LORA' or config.get('use_dora'):
     kind = 'DoRA' if config.get('use_dora') else config['peft_type']
     raise CheckpointError(f'{path} is {kind}, not LoRA: it cannot become an adapter here; merge it into a base instead')

@@ -18,7 +18,6 @@ from one4d_jax.app import tasks
 from one4d_jax.app.jobs import INPUT, SCENE, Jobs, Status, describe
 from one4d_jax.app.uploads import Uploads
 from one4d_jax.errors import UserError
-from one4d_jax.model.files import DESCRIPTION
 from one4d_jax.request import EXAMPLE, read_sizes
 
 ARCHIVE = 'scene.zip'  # the name under which a scene's folder is served whole
@@ -74,8 +73,7 @@ def look() -> dict:
 
 def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path) -> gr.Blocks:
   """The page; its scenes are made with the bundle at ``weights``. Raises CheckpointError where that is not whole."""
-  read_sizes(weights)
-  own = json.loads((weights / DESCRIPTION).read_text())['sizes']
+  own = read_sizes(weights)
   most_frames = _MOST_WINDOWS * own['frames']
   with gr.Blocks(title='One4D', analytics_enabled=False, fill_width=True, delete_cache=(600, 7200)) as page:
     upload = gr.State()  # what ``uploads.look`` said of the file

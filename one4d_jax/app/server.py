@@ -121,9 +121,11 @@ def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path, host: str, tok
       raise fastapi.HTTPException(404)
     return fastapi.responses.FileResponse(folder / name, headers=_HEADERS)
 
+  made = page.build(jobs, uploads, weights=weights)
+  made.has_launched = True  # only then does gradio refuse requests that name another file of this machine as an upload
   gradio.mount_gradio_app(
     app,
-    page.build(jobs, uploads, weights=weights),
+    made,
     path='/',
     footer_links=[],
     run_history=False,

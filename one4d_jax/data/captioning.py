@@ -108,11 +108,10 @@ class Report:
 
 
 def write_captions(
-  clips: Iterable[tuple[str, Callable[[], Video]]],
+  clips: Iterable[tuple[str, Callable[[], tuple[Video, float]]]],
   captioner: Captioner,
   store: Captions,
   *,
-  fps: float = 16.0,
   workers: int = 4,
   per_minute: float | None = None,
   desc: str | None = None,
@@ -120,10 +119,9 @@ def write_captions(
   """Asks for every clip that `captioner` has not described yet.
 
   Args:
-    clips: id and frames of each; the frames are fetched when their turn comes.
+    clips: id of each, and what gives its frames and their rate; it is called when their turn comes.
     captioner: see `captioners.make`.
     store: where captions go, each as soon as it is there.
-    fps: frame rate of the clips.
     workers: how many requests are under way at a time.
     per_minute: how many requests start in a minute at most, repeated ones included.
     desc: label of the progress bar; no bar without it.
@@ -137,9 +135,9 @@ def write_captions(
     if stop.wait(seconds):
       raise concurrent.futures.CancelledError
 
-  def work(clip_id: str, frames: Callable[[], Video]) -> None:
+  def work(clip_id: str, frames: Callable[[], tuple[Video, float]]) -> None:
     try:
-      pictures, rate = shown(frames(), fps)
+      pictures, rate = shown(*frames())
     except DataError as error:
       raise Rejected(str(error)) from error
     add(clip_id, _ask(captioner, pictures, rate, pace, sleep), captioner.name)

@@ -22,7 +22,7 @@ class Clip:
   K: Float32[np.ndarray, 'F 3 3']  # in pixels
   world_from_cam: Float32[np.ndarray, 'F 4 4']
   caption: str
-  meta: dict  # JSON-able: id, level, split, seed, fps, ...
+  meta: dict  # JSON-able: id, fps, ...; the rest depends on where the clip is from
 
   @property
   def frames(self) -> int:

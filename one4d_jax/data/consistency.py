@@ -12,7 +12,7 @@ What is measured, over pairs of frames and points that are not marked as moving:
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float32, Float64, Int
 from scipy import ndimage
 
 from one4d_jax.data.clip import Clip
@@ -129,10 +129,8 @@ class _View:
   @classmethod
   def of(cls, clip: Clip) -> '_View':
     frames = np.unique(np.linspace(0, clip.frames - 1, KEYFRAMES).round().astype(int))
-    valid, sky, dynamic = clip.valid[frames], clip.sky[frames], clip.dynamic[frames]
-    inverse = np.where(sky, np.float32(0), np.float32(np.nan))
-    np.divide(1, clip.depth[frames], out=inverse, where=valid)
-    inverse[dynamic] = np.nan
+    inverse = _inverse_depth(clip, frames)
+    inverse[clip.dynamic[frames]] = np.nan
     colours = ndimage.gaussian_filter(clip.rgb[frames].astype(np.float32) / 255, (0, 0.7, 0.7, 0), truncate=2)
     pairs = [(a, a + gap) for gap in GAPS for a in range(len(frames) - gap)]
     rng = np.random.default_rng(0)
@@ -169,6 +167,13 @@ class _View:
     colour = colour - self.colours[first[:, None], self.v, self.u]
     cost = np.minimum(np.abs(ratio) / _DEPTH, 1) / 2 + np.minimum(np.abs(colour).mean(-1) / _COLOUR, 1) / 2
     return _Found(x, y, inside, known, ratio, colour, cost)
+
+
+def _inverse_depth(clip: Clip, frames) -> Float32[np.ndarray, '*k H W']:
+  """1 / depth of a frame or of several: 0 for sky, NaN where unknown."""
+  inverse = np.where(clip.sky[frames], np.float32(0), np.float32(np.nan))
+  np.divide(1, clip.depth[frames], out=inverse, where=clip.valid[frames])
+  return inverse
 
 
 def _project(K, poses, first, second, x, y, z):
@@ -221,8 +226,7 @@ def _lags(clip: Clip) -> dict[str, float]:
   frames = np.unique(np.linspace(1, clip.frames - 2, _LAG_FRAMES).round().astype(int))
   votes = {lag: [] for lag in (-1, 1)}
   for frame in frames:
-    inverse = np.where(clip.sky[frame], np.float32(0), np.float32(np.nan))
-    np.divide(1, clip.depth[frame], out=inverse, where=clip.valid[frame])
+    inverse = _inverse_depth(clip, frame)
     nearby = {lag: clip.rgb[frame + lag] for lag in (-1, 0, 1)}
     contrast = {lag: [] for lag in nearby}
     for axis in (0, 1):

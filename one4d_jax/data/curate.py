@@ -85,8 +85,8 @@ class Curation:
       problems.append(f'sizes={self.sizes} must be pairs (height, width) of multiples of 16')
     if not 0 <= self.held_out < 1:
       problems.append(f'held_out={self.held_out} must be in [0, 1)')
-    if not 1 <= self.quality <= 100:
-      problems.append(f'quality={self.quality} must be in 1 .. 100')
+    if not 1 <= self.quality <= 95:
+      problems.append(f'quality={self.quality} must be in 1 .. 95')
     if problems:
       raise ConfigError('; '.join(problems))
 
@@ -165,13 +165,11 @@ def _plain(value):
 
 def _areas(clip: Clip) -> dict:
   known = (clip.valid | clip.sky).mean(axis=(1, 2))
-  dynamic = clip.dynamic.mean()
   return {
     'known': known.mean(),
     'known_min': known.min(),
     'sky': clip.sky.mean(),
-    'dynamic': dynamic,
-    'dynamic_known': dynamic > 0,  # no set says that nothing moves
+    'dynamic': clip.dynamic.mean(),
   }
 
 

@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import safetensors
 
 from one4d_jax.data import codec, example, prepared, shards
 from one4d_jax.data.clip import Clip
@@ -55,11 +54,6 @@ def clip_of(path: str | os.PathLike, index: int, split: str = 'train') -> Clip:
   return read()
 
 
-def scene_of(path: str | os.PathLike, index: int, split: str = 'train'):
-  """A clip as ``viewer.scene.Scene``, with all frames observed; in metres where the set says so. As ``clip_of``."""
-  return _scene(clip_of(path, index, split))
-
-
 def write_scene(
   path: str | os.PathLike, index: int, out: str | os.PathLike, *, split: str = 'train', overwrite: bool = False
 ) -> list[pathlib.Path]:
@@ -72,10 +66,11 @@ def write_scene(
   export.check_out(out, overwrite=overwrite)
   clip = clip_of(path, index, split)
   run = {'data': str(path), 'index': index, 'split': split, 'caption': clip.caption, 'clip': clip.meta}
-  return export.write_scene(_scene(clip), out, run=run, fps=clip.meta.get('fps', 16), overwrite=overwrite)
+  return export.write_scene(scene_of(clip), out, run=run, fps=clip.meta.get('fps', 16), overwrite=overwrite)
 
 
-def _scene(clip: Clip):
+def scene_of(clip: Clip):
+  """A clip as ``viewer.scene.Scene``, with all frames observed; in metres where the set says so."""
   from one4d_jax.viewer.scene import Scene
 
   return Scene(
@@ -132,7 +127,7 @@ def _any_record(payload: bytes) -> Mapping[str, np.ndarray | str]:
     pass
   try:
     return shards.decode(payload)
-  except (ValueError, safetensors.SafetensorError):
+  except DataError:
     pass
   try:
     return {name: np.frombuffer(value, np.uint8) for name, value in example.unpack(payload).items()}

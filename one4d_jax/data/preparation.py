@@ -184,8 +184,9 @@ def _by_beam(make: Callable[[int], int], numbers: Sequence[int], options: str) -
 
 
 def make_unit(job: Job, number: int) -> int:
-  """Cuts, measures and stores the clips of one unit; how many it was to make."""
+  """Cuts, measures and stores the clips of one unit; how many it was to make. Raises DataError without the source."""
   made = _plan(job)
+  _listed(job.source, job.root)  # raises here, as a unit without its source would be stored as whole, and empty
   clips = made['clips'][number * made['unit'] :][: made['unit']]
   payloads, rows, problems = {}, [], []
   for name, start, stop, step in clips:
@@ -193,7 +194,7 @@ def make_unit(job: Job, number: int) -> int:
       row, payload = _curated(job, name, range(start, stop, step))
     # Whatever a damaged file makes a decoder raise is the clip's fault; the rest of a long job is not.
     except (DataError, OSError, ValueError, LookupError, ArithmeticError) as error:
-      if job.strict:
+      if job.strict or not pathlib.Path(job.root).is_dir():  # or the disk went away meanwhile
         raise
       problems.append({'name': f'{job.source}/{name} {start}:{stop}:{step}', 'problem': _one_line(error)})
       continue
@@ -273,13 +274,17 @@ def finish(job: Job) -> pathlib.Path:
       text = texts.get(row['id']) or row['caption']
       facts = {'reasons': reasons[row['id']], 'notes': curate.notes(row['statistics'])}
       listed.append(row | {'caption': text, **facts})
+  problems = made['problems'] + [problem for unit in units for problem in unit['problems']]
   if not listed:
-    raise DataError(f'none of the {len(made["clips"])} clips under {job.root} could be read: {made["problems"][:3]}')
+    raise DataError(
+      f'none of the {len(made["clips"])} clips under {job.root} could be read, the first problem being '
+      f'{problems[0]["name"]}: {problems[0]["problem"]}; remove {job.work} to read them again'
+    )
   meta = {
     'source': job.source,
     'licence': made['licence'],
     'unverified': made['unverified'],
-    'problems': made['problems'] + [problem for unit in units for problem in unit['problems']],
+    'problems': problems,
     'curation': dataclasses.asdict(job.curation),
   }
   content = hashlib.sha256(json.dumps([listed, meta]).encode()).hexdigest()
@@ -303,17 +308,16 @@ def caption(
   silent = [(some, i) for some in sets for i, row in enumerate(some.rows) if not row['caption']]
   frames = {some.rows[i]['id']: functools.partial(_frames, some, i) for some, i in silent}
   store = captioning.Captions(job.folder / CAPTIONS)
-  found = captioning.write_captions(
-    frames.items(), captioner, store, fps=job.curation.fps, per_minute=per_minute, desc='caption'
-  )
+  found = captioning.write_captions(frames.items(), captioner, store, per_minute=per_minute, desc='caption')
   for name, problem in found.failed.items():
     tqdm.tqdm.write(f'{name}: no caption: {problem}', file=sys.stderr)
   return finish(job)
 
 
-def _frames(source: prepared.Source, i: int) -> np.ndarray:
+def _frames(source: prepared.Source, i: int) -> tuple[np.ndarray, float]:
+  """A clip's frames and their rate: whole steps of a source seldom give the one that was asked for."""
   record = source.record(i)
-  return codec.frames(record, range(len(record['jpeg_lengths'])))
+  return codec.frames(record, range(len(record['jpeg_lengths']))), source.rows[i]['fps']
 
 
 def _redistribute(job: Job, number: int, unit: dict, rows: list[dict]) -> dict:
@@ -329,7 +333,7 @@ def _redistribute(job: Job, number: int, unit: dict, rows: list[dict]) -> dict:
 
 
 def _versions(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  return (path for path in folder.glob('[0-9]*.[0-9]*.[0-9]*') if path.is_dir())
+  return (path for path in folder.iterdir() if prepared.VERSION.fullmatch(path.name) and path.is_dir())
 
 
 # -- What workers keep ------------------------------------------------------------------------------------------------

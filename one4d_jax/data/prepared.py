@@ -21,7 +21,8 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,7 +35,9 @@ from one4d_jax.model.files import link_or_copy
 FORMAT = 1
 INDEX = 'checksums.json'  # written last
 CLIPS = 'clips.jsonl'
-_VERSION = re.compile(r'\d+\.\d+\.\d+')
+VERSION = re.compile(r'\d+\.\d+\.\d+')  # the whole name of a version's folder
+
+T = TypeVar('T')
 
 
 def serialise(record: codec.Record) -> bytes:
@@ -80,7 +83,7 @@ def finish(
     DataError: the folder exists or is not named so; a file is damaged; rows and records do not agree in number.
   """
   folder = pathlib.Path(folder)
-  if not _VERSION.fullmatch(folder.name) or folder.absolute().parent.name != name:
+  if not VERSION.fullmatch(folder.name) or folder.absolute().parent.name != name:
     raise DataError(f'{folder}: a version of {name} is a folder like {name}/1.0.0')
   if folder.exists():
     raise DataError(f'{folder} already exists; make another version, or remove it')
@@ -191,16 +194,19 @@ class Source:
 
   def __getitem__(self, i: int) -> Clip:
     """Raises DataError naming the clip's file where that is damaged."""
-    clip, row = codec.decode(self.record(i)), self.rows[i]
+    clip, row = self._read(i, lambda data: codec.decode(deserialise(data))), self.rows[i]
     return dataclasses.replace(clip, caption=row.get('caption', clip.caption))
 
   def record(self, i: int) -> dict[str, np.ndarray | str]:
-    """The record as stored, for those who need but a part of it: see ``codec.frames``."""
+    """The record as stored, for those who need but a part of it: see ``codec.frames``. Raises as ``source[i]``."""
+    return self._read(i, deserialise)
+
+  def _read(self, i: int, parse: Callable[[bytes], T]) -> T:
     if not -len(self) <= i < len(self):
       raise IndexError(f'clip {i} of {len(self)}')
     i = int(i) % len(self)
     try:
-      return deserialise(self._bytes[i])
+      return parse(self._bytes[i])
     except (DataError, RuntimeError, ValueError) as error:
       ends = np.cumsum([shard['count'] for shard in self._shards])
       file = self._shards[int(np.searchsorted(ends, i, side='right'))]['file']

@@ -1,4 +1,4 @@
-"""The procedural world as training data: rendered once into shards, then read like any other data set. NumPy only."""
+"""Clips as records to train on, of any set; those of the procedural world are rendered once into shards. NumPy only."""
 
 import dataclasses
 import pathlib

@@ -123,11 +123,6 @@ def open(folder: str | os.PathLike) -> 'Source':
   return Source(folder)
 
 
-def read_meta(folder: str | os.PathLike) -> dict:
-  """The `meta` a folder was written with. Raises DataError as `open` does."""
-  return read_index(folder)['meta']
-
-
 def read_index(folder: str | os.PathLike) -> dict:
   """Content of `dataset.json`: format, count, schema, shards, meta. Raises DataError if it or a shard is missing."""
   folder = pathlib.Path(folder)
@@ -217,9 +212,13 @@ def encode(record: Record) -> bytes:
 
 
 def decode(data: bytes) -> dict[str, np.ndarray | str]:
-  """Inverse of `encode`; the arrays may be written to."""
+  """Inverse of `encode`; the arrays may be written to. Raises DataError where the bytes are no such record."""
+  try:
+    arrays = safetensors.numpy.load(data)  # before the strings, as it checks the header
+  except (safetensors.SafetensorError, KeyError) as error:  # KeyError for a dtype that NumPy lacks
+    raise DataError(f'it is no safetensors of NumPy arrays: {error}') from error
   header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
-  return {**safetensors.numpy.load(data), **header.get('__metadata__', {})}
+  return {**arrays, **(header.get('__metadata__') or {})}
 
 
 def _array(name: str, value) -> np.ndarray:

@@ -42,14 +42,12 @@ class Video(Source):
       aspect = float(stream.sample_aspect_ratio or 1)
       sideways = image.size != (first[1].width, first[1].height)
       self.size, self.pixel_aspect = image.size, 1 / aspect if sideways else aspect
+    self._stamped = True
     self._list(self._packet_keys())
 
   def frames(self, chosen: Sequence[int], shrink: Shrink) -> list[np.ndarray]:
-    for seek in (True, False) if len(self._keys) > _SEEK_AFTER else (False,):
-      found = self._pick(chosen, shrink, seek)
-      if len(found) == len(chosen):
-        return [found[i] for i in chosen]
-    raise MissingFrames
+    with contextlib.closing(Cursor(self, threads='AUTO')) as cursor:
+      return [shrink(cursor.decode(i)) for i in chosen]
 
   def recount(self) -> None:
     promised = len(self._keys)
@@ -73,24 +71,8 @@ class Video(Source):
     if not stamps:
       raise self._nothing()
     if any(counted for _, counted in stamps):
-      self._time_base = 1 / (self.rate or 25.0)
+      self._stamped, self._time_base = False, 1 / (self.rate or 25.0)
     return sorted({key for key, _ in stamps})
-
-  def _pick(self, chosen: Sequence[int], shrink: Shrink, seek: bool) -> dict[int, np.ndarray]:
-    found, at = {}, 0
-    with self._stream() as (container, stream):
-      decoded = _decoded(container, stream)
-      for i in chosen:
-        if seek and i - at > _SEEK_AFTER:
-          container.seek(self._keys[i], stream=stream)
-          decoded = _decoded(container, stream)
-        for key, frame in decoded:
-          if key == self._keys[i]:
-            found[i] = shrink(upright(frame))
-          if key >= self._keys[i]:
-            break
-        at = i
-    return found
 
   @contextlib.contextmanager
   def _stream(self, threads: str = 'AUTO'):
@@ -118,38 +100,54 @@ class Video(Source):
 class Cursor:
   """A video whose decoder stays open between frames: cheap for increasing ones, exact in any order.
 
-  It decodes on one thread, as the workers that read data have a core each.
+  It decodes on one thread unless told otherwise, as the workers that read data have a core each.
   """
 
-  def __init__(self, path: pathlib.Path):
-    self.video = Video(path)
+  def __init__(self, video: Video, *, threads: str = 'NONE'):
+    self.video = video
+    self._threads = threads
+    self._reach = _SEEK_AFTER if video._stamped else len(video._keys)  # frames ahead that are decoded without a jump
     self._lock = threading.Lock()
     self._stack = contextlib.ExitStack()  # closes the file with the cursor
     self._open()
 
+  def close(self) -> None:
+    self._stack.close()
+
   def frame(self, i: int) -> Image.Image:
     """Frame ``i`` in the order shown, upright and RGB. Raises DataError where it is not there or does not decode."""
-    keys = self.video._keys
-    if not 0 <= i < len(keys):
-      raise DataError(f'{self.video.path} has {len(keys)} frames; there is no frame {i}, counted from 0')
-    with self._lock:
-      if not self._at < i <= self._at + _SEEK_AFTER:
-        self._jump(keys[i])
+    count = len(self.video._keys)
+    if not 0 <= i < count:
+      raise DataError(f'{self.video.path} has {count} frames; there is no frame {i}, counted from 0')
+    try:
+      return self.decode(i)
+    except MissingFrames as error:
+      raise DataError(f'{self.video.path}: frame {i} does not decode; the file is damaged') from error
+
+  def decode(self, i: int) -> Image.Image:
+    """Frame ``i``, one of those that the container promises. Raises MissingFrames where it does not decode."""
+    with self._lock, images.reading(self.video.path):
+      if not self._at < i <= self._at + self._reach:
+        self._jump(self.video._keys[i])
       image = self._take(i)
-      if image is None:  # the jump ended behind it
+      if image is None:
         self._open()
         image = self._take(i)
-    if image is None:
-      raise DataError(f'{self.video.path}: frame {i} does not decode; the file is damaged')
+        if image is None:
+          raise MissingFrames
+        self._reach = len(self.video._keys)  # the jump ended behind it: those of this file do not pay
     return image
 
   def _open(self) -> None:
     self._stack.close()
-    self._container, self._file_stream = self._stack.enter_context(self.video._stream(threads='NONE'))
+    self._container, self._file_stream = self._stack.enter_context(self.video._stream(self._threads))
     self._decoded, self._at = _decoded(self._container, self._file_stream), -1
 
   def _jump(self, key: int) -> None:
     """To a key frame shown before ``key``. What follows it in the file but is shown before it may lean on others."""
+    if not self.video._stamped:
+      self._open()  # frames are counted from the start
+      return
     with contextlib.suppress(av.error.FFmpegError):
       self._container.seek(key, stream=self._file_stream)
     followed = _decoded(self._container, self._file_stream)
@@ -162,7 +160,7 @@ class Cursor:
     return upright(frame) if key == wanted else None
 
 
-cursor = kept(Cursor)
+cursor = kept(lambda path: Cursor(Video(path)))
 
 
 def _packets(container, stream) -> Iterator[av.Packet]:

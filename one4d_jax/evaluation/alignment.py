@@ -12,7 +12,6 @@ minimum is. NumPy float64, Adam in JAX float32 as published.
 """
 
 import functools
-import re
 from typing import NamedTuple
 
 import jax
@@ -23,8 +22,8 @@ from jaxtyping import Float
 from one4d_jax.errors import ConfigError, DataError
 from one4d_jax.geometry.align import scale_shift as least_squares
 
-_ADAM = re.compile(r'adam_(\d+e-?\d+)_(\d+)')
-ALIGNMENTS = ('scale_shift', 'scale', 'least_squares', 'median', 'none', 'adam_1e-4_1000', 'adam_1e-2_5000')
+_ADAM = {'adam_1e-4_1000': (1e-4, 1000), 'adam_1e-2_5000': (1e-2, 5000)}  # step size, steps
+ALIGNMENTS = ('scale_shift', 'scale', 'least_squares', 'median', 'none', *_ADAM)
 _MANY = 100_000  # values, from which on it pays to look at a thousandth of them first
 _ROUNDING = 1e-15  # of a sum of float64, relative
 _TOLERANCE = 1e-6  # of the sum of errors: Adam stops when a step changes it by less
@@ -45,8 +44,9 @@ def alignment(p: Float[np.ndarray, 'n'], g: Float[np.ndarray, 'n'], align: str) 
     return least_squares(p, g)
   if align not in ALIGNMENTS:
     raise ConfigError(f'unknown alignment {align!r}; choose from {", ".join(ALIGNMENTS)}')
-  if (settings := _ADAM.fullmatch(align)) and _lower_median(p):
-    return descend(p, g, rate=float(settings[1]), steps=int(settings[2]))
+  if align in _ADAM and _lower_median(p):
+    rate, steps = _ADAM[align]
+    return descend(p, g, rate=rate, steps=steps)
   if align == 'scale' and np.any(p):
     some = p != 0
     return _weighted_median(g[some] / p[some], np.abs(p[some])), 0.0
@@ -101,12 +101,11 @@ def _improvable(low: _Line, high: _Line) -> bool:
 
 def _bracket(p: np.ndarray, g: np.ndarray) -> tuple[_Line, _Line]:
   """Two lines with the minimum between them, by growing steps from 0 or, with many values, from what some say."""
+  spread = np.abs(p).mean()
+  start, step = 0.0, np.abs(g - np.median(g)).mean() / spread if spread > 0 else 0.0
   if len(p) > _MANY:
     start, _ = least_absolute(p[:: _MANY // 100], g[:: _MANY // 100])
-    step = 1e-3 * abs(start)
-  else:
-    spread = np.abs(p).mean()
-    start, step = 0.0, np.abs(g - np.median(g)).mean() / spread if spread > 0 else 0.0
+    step = 1e-3 * abs(start) or step
   near = _line(p, g, start)
   if near.slope == 0 or step == 0:
     return near, near

@@ -10,7 +10,7 @@ import functools
 import pathlib
 from collections.abc import Sequence
 
-from one4d_jax.data import render
+from one4d_jax.data import render, scenes
 from one4d_jax.data.clip import Clip
 from one4d_jax.errors import ConfigError, DataError
 from one4d_jax.evaluation import paper, recorded, scannet, sintel
@@ -68,6 +68,9 @@ class EvalConfig:
       problems.append(f'methods must name some of {", ".join(METHODS)}')
     if self.clips < 1 or self.train_clips < 1 or not (self.levels and self.train_levels):
       problems.append('clips and train_clips must be at least 1, levels and train_levels not empty')
+    trained = tuple(level for level in scenes.LEVELS if level != 'hard')
+    for which, some, known in (('levels', self.levels, scenes.LEVELS), ('train_levels', self.train_levels, trained)):
+      problems += [f'{which} names {name!r}; choose from {", ".join(known)}' for name in some if name not in known]
     if self.task not in TASKS:
       problems.append(f'task={self.task!r} must be one of {", ".join(TASKS)}')
     if not 0 < self.fraction <= 1:
@@ -77,7 +80,9 @@ class EvalConfig:
     ]
     if self.sequences and self.benchmark == 'procedural':
       problems.append(f'sequences={self.sequences} are for other benchmarks; procedural clips follow clips and levels')
-    if (self.height > 0) != (self.width > 0) or self.height % 16 or self.width % 16:
+    if not 0 <= self.seed < 2**32:
+      problems.append(f'seed={self.seed} must be in 0 .. {2**32 - 1}')
+    if min(self.height, self.width) < 0 or (self.height > 0) != (self.width > 0) or self.height % 16 or self.width % 16:
       problems.append(f'height={self.height} and width={self.width} must be multiples of 16, or both 0')
     if problems:
       raise ConfigError('; '.join(problems))

@@ -106,11 +106,9 @@ def train_steps(record: dict[str, Any]) -> int | None:
   return own[-1]['steps'] if own else None
 
 
-def measure(
-  table: PaperTable, evaluate: Callable[[PaperRow, str], Outcome], *, world: bool = True
-) -> dict[str, dict[str, Outcome]]:
-  """``{row: {benchmark: outcome}}`` of every row of One4D, by ``evaluate(row, benchmark)``; with ``world``, its too."""
-  benchmarks = [*table.benchmarks, WORLD] if world else table.benchmarks
+def measure(table: PaperTable, evaluate: Callable[[PaperRow, str], Outcome]) -> dict[str, dict[str, Outcome]]:
+  """``{row: {benchmark: outcome}}`` of every row of One4D, by ``evaluate(row, benchmark)``, and of ``WORLD``."""
+  benchmarks = [*table.benchmarks, WORLD]
   return {row.name: {b: evaluate(row, b) for b in benchmarks} for row in table.rows if row.run is not None}
 
 

@@ -71,9 +71,9 @@ def svg(
   )
 
 
-def round_numbers(low: float, high: float, *, about: int = 5) -> list[float]:
-  """Multiples of 1, 2 or 5 times a power of ten from ``low`` to ``high``, about so many."""
-  rough = (high - low) / about
+def round_numbers(low: float, high: float) -> list[float]:
+  """Multiples of 1, 2 or 5 times a power of ten from ``low`` to ``high``, about five."""
+  rough = (high - low) / 5
   power = 10.0 ** math.floor(math.log10(rough))
   step = power * next(m for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
   return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]

@@ -1,4 +1,4 @@
-"""Predictions of other methods: a folder a sequence, in one of three layouts.
+"""Predictions of other methods: a folder a sequence, in one of two layouts.
 
   scene.npz                                     what ``python -m one4d_jax.sample`` writes
   pred_traj.txt, pred_intrinsics.txt,           what MonST3R and those that follow it (Geo4D, CUT3R) write: frames count
@@ -15,6 +15,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Float64
 
+from one4d_jax.data.clip import signed
 from one4d_jax.data.sources import annotations, files
 from one4d_jax.errors import DataError
 from one4d_jax.evaluation import place, recorded
@@ -43,7 +44,7 @@ def read(folder: pathlib.Path) -> Prediction:
       points=found.pointmap,
       K=found.K,
       world_from_cam=found.world_from_cam,
-      rgb=found.rgb.astype(np.float32) / 127.5 - 1,
+      rgb=signed(found.rgb),
       residual=found.residual,
       notes=(scene.FILE,),
     )

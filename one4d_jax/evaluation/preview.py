@@ -12,7 +12,7 @@ from one4d_jax.evaluation.sequence import Prediction, Truth
 from one4d_jax.viewer.pictures import depth_colours, to_uint8
 
 FOLDER = 'previews'  # of a run; in it a folder a method
-TRUTH = 'truth'  # stands there among the methods
+TRUTH = '_truth'  # stands there among the methods, one of which is called truth
 COLUMNS, _HEIGHT = 4, 80
 
 

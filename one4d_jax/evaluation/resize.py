@@ -27,7 +27,8 @@ def _weights(old: int, new: int) -> np.ndarray:
   return weights
 
 
-def _keys(x: np.ndarray, a: float = -0.75) -> np.ndarray:
+def _keys(x: np.ndarray) -> np.ndarray:
+  a = -0.75
   near = (a + 2) * x**3 - (a + 3) * x**2 + 1
   far = a * (x**3 - 5 * x**2 + 8 * x - 4)
   return np.where(x <= 1, near, np.where(x < 2, far, 0))

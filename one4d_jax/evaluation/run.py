@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     return
   if foreign is not None and not foreign.is_dir():
     raise DataError(f'{foreign} does not exist; --predictions takes a folder with a folder for each sequence')
-  loaded = bundles.load(weights[0]) if foreign is None else None
+  loaded = bundles.on_device(bundles.load(weights[0])) if foreign is None else None
   rows = evaluate(cfg, out, bundle=loaded, foreign=foreign, root=root)
   print((out / 'report.md').read_text())
   skipped = sum(bool(row['skipped']) for some in rows.values() for row in some)
@@ -183,7 +183,7 @@ def _table(
   """The file of one of the paper's tables; that of ``videos`` is made by exporting them to ``out``."""
   if not videos:
     return tables.run(cfg, out, weights=weights, root=root, evaluate=evaluate)
-  bundle = bundles.load(weights[0])
+  bundle = bundles.on_device(bundles.load(weights[0]))
   run = {'config': dataclasses.asdict(cfg), 'weights': bundle.hash, 'generator': GENERATOR_VERSION}
   claim(out, json.loads(json.dumps(run)))
   return tables.run_vbench(cfg, out, bundle=bundle, root=root)

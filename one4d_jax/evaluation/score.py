@@ -29,9 +29,8 @@ from one4d_jax.evaluation.trajectory import trajectory_metrics
 from one4d_jax.model import pointmap
 
 Row = dict[str, Any]
-SKEW = (
-  1.25  # a prediction's aspect may differ from the truth's by this factor: patches round it, a crop changes it more
-)
+# A prediction's aspect may differ from the truth's by this factor: patches round it, a crop changes it more.
+SKEW = 1.25
 
 
 def score(truth: Truth, found: Prediction, protocol: Protocol, *, lpips: bool = False) -> Row:
@@ -121,7 +120,9 @@ def _geometry(truth: Truth, found: Prediction, protocol: Protocol, _) -> tuple[d
   if found.residual is not None and np.isfinite(found.residual).any():
     values['residual'] = float(np.nanmean(found.residual))
   if truth.valid is not None and found.valid is not None:
-    values['valid_iou'] = float((found.valid & truth.valid).sum() / max((found.valid | truth.valid).sum(), 1))
+    _same_length('masks', found.valid, truth)
+    known = resize.nearest(truth.valid, *found.valid.shape[1:])
+    values['valid_iou'] = float((found.valid & known).sum() / max((found.valid | known).sum(), 1))
   if found.K is None or found.depth is None:
     return values, {}
   _same_length('intrinsics', found.K, truth)

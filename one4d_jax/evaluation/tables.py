@@ -69,7 +69,7 @@ def run(
   """
   known = [describe(path) for path in weights]
   table = with_weights(paper.load(cfg.table), known)
-  load = functools.lru_cache(maxsize=1)(bundles.load)
+  load = functools.lru_cache(maxsize=1)(lambda path: bundles.on_device(bundles.load(path)))
 
   def outcome(row: PaperRow, benchmark: str) -> Outcome:
     chosen = choose(row, known)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from one4d_jax.errors import DataError, ShapeError
+from one4d_jax.viewer.pictures import to_uint8
 
 RANGE = 2.0  # from -1 to 1
 WINDOW = 11  # pixels, of SSIM
@@ -56,8 +57,7 @@ def lpips(pred: Float[np.ndarray, 'F H W 3'], gt: Float[np.ndarray, 'F H W 3']) 
   """
   _same_shape(pred, gt)
   package, network = load_lpips()
-  eight_bit = lambda frame: np.round((np.clip(frame, -1, 1) + 1) * 127.5)
-  tensors = ([package.im2tensor(eight_bit(frame)) for frame in frames] for frames in (pred, gt))
+  tensors = ([package.im2tensor(frame) for frame in to_uint8(frames)] for frames in (pred, gt))
   return float(np.mean([float(network(a, b)) for a, b in zip(*tensors, strict=True)]))
 
 

@@ -145,6 +145,8 @@ def solve(
 def follow(velocity: Callable, z: Float[Array, '*any'], plan: Schedule) -> Float[Array, '*any']:
   """Follows ``velocity`` from the noise ``z`` to the data, in one ``lax.scan``; float32 throughout.
 
+  For tests, which hold ``advance`` and other libraries to it; samplers use ``advance``.
+
   Args:
     velocity: ``(z, sigma) -> v``, ``sigma`` a float32 scalar: the model's timestep / 1000.
   """

@@ -60,28 +60,28 @@ def umeyama(
   return Similarity(scale, rotation, target_mean - scale * rotation @ source_mean)
 
 
-def scale_shift(
-  source: Float[np.ndarray, 'n'],
-  target: Float[np.ndarray, 'n'],
-  *,
-  weight: Float[np.ndarray, 'n'] | None = None,
-  with_shift: bool = True,
-) -> tuple[float, float]:
-  """(s, t) that minimise the sum of squares of s * source + t - target; t is 0 without shift.
+def scale_shift(source: Float[np.ndarray, 'n'], target: Float[np.ndarray, 'n']) -> tuple[float, float]:
+  """(s, t) that minimise the sum of squares of s * source + t - target.
 
   Raises:
     DataError: no value, or a source that does not determine the scale.
   """
   x, y = source.astype(np.float64).ravel(), target.astype(np.float64).ravel()
-  w = np.ones_like(x) if weight is None else weight.astype(np.float64).ravel()
-  if not x.size or w.sum() <= 0:
+  if not x.size:
     raise DataError('scale_shift: no value to align')
-  x_mean, y_mean = (np.average(x, weights=w), np.average(y, weights=w)) if with_shift else (0.0, 0.0)
-  spread = w @ np.square(x - x_mean)
+  x_mean, y_mean = x.mean(), y.mean()
+  spread = np.square(x - x_mean).sum()
   if not spread > 0:
     raise DataError('scale_shift: the source is constant, its scale is not determined')
-  scale = w @ ((x - x_mean) * (y - y_mean)) / spread
+  scale = (x - x_mean) @ (y - y_mean) / spread
   return float(scale), float(y_mean - scale * x_mean)
+
+
+def nearest_rotation(matrix: Float[np.ndarray, '*b 3 3']) -> Float[np.ndarray, '*b 3 3']:
+  """Projection to SO(3)."""
+  left, _, right = np.linalg.svd(matrix)
+  left[..., -1] *= np.sign(np.linalg.det(left @ right))[..., None]
+  return left @ right
 
 
 def angle(rotation: Float[np.ndarray, '*b 3 3']) -> Float[np.ndarray, '*b']:

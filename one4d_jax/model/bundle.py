@@ -25,7 +25,7 @@ from flax import traverse_util
 
 from one4d_jax.errors import CheckpointError
 from one4d_jax.model import baselines, weights
-from one4d_jax.model.files import DESCRIPTION, EMBEDDED, PARTS, find_parts, replace_folder, write_whole
+from one4d_jax.model.files import DESCRIPTION, EMBEDDED, PARTS, find_parts, read_references, replace_folder, write_whole
 from one4d_jax.model.one4d import AdapterConfig, One4D
 from one4d_jax.nn import partition
 from one4d_jax.structs import from_dict
@@ -56,7 +56,7 @@ class Sizes:
   guidance: float
   shift: float
   solver: str
-  guidance_interval: tuple[float, ...] = (0.0, 1.0)
+  guidance_interval: tuple[float, float] = (0.0, 1.0)
   cache: float = 0.0
   tile: int = 0
 
@@ -230,7 +230,7 @@ def locate(folder: str | os.PathLike | None = None) -> pathlib.Path:
 
 
 def load(folder: str | os.PathLike | None = None, parts: Sequence[str] = PARTS) -> Bundle:
-  """Reads a bundle, or those of its ``parts`` that are there, to the default device.
+  """Reads a bundle, or those of its ``parts`` that are there: files to the host, converted folders to the first device.
 
   Parts that are not read are still referred to: ``save`` points to where they lie.
 
@@ -240,14 +240,13 @@ def load(folder: str | os.PathLike | None = None, parts: Sequence[str] = PARTS) 
   path = locate(folder)
   try:
     sizes, record = describe(path)
-    references = json.loads((path / DESCRIPTION).read_text()).get('references', {})
     places = find_parts(path)
     contents = {part: place.read_bytes() for part, place in places.items() if place.is_file()}
     hashes = {
       part: _short(contents[part]) if part in contents else weights.identity(weights.check(place))
       for part, place in places.items()
     }
-    for part, reference in references.items():  # before gigabytes are read for nothing
+    for part, reference in read_references(path).items():  # before gigabytes are read for nothing
       if hashes.get(part) != reference['sha256']:
         raise CheckpointError(
           f'{path} was made with {part} weights {reference["sha256"]} at {reference["path"]}, '
@@ -259,7 +258,12 @@ def load(folder: str | os.PathLike | None = None, parts: Sequence[str] = PARTS) 
         params[part] = _parse(contents[part]) if part in contents else weights.load(place)
       if part not in contents or part not in parts:
         folders[part] = place
-  except (safetensors.SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+  except (safetensors.SafetensorError, KeyError) as error:
     raise CheckpointError(f'weights at {str(path)!r} cannot be read ({error}); export or convert them again') from error
   pieces = path / TOKENIZER
   return Bundle(params, sizes, record, hashes, path.name, folders, pieces if pieces.is_dir() else None)
+
+
+def on_device(bundle: Bundle) -> Bundle:
+  """The bundle with all parameters on the default device: from the host each call of a program would copy them."""
+  return dataclasses.replace(bundle, params=jax.device_put(bundle.params))

@@ -9,20 +9,36 @@ import os
 import pathlib
 import shutil
 
+from one4d_jax.errors import CheckpointError
+
 PARTS = ('vae', 'base', 'text', 'image', 'adapters')
 EMBEDDED = pathlib.Path(__file__).parent.parent / 'assets' / 'tiny'
 DESCRIPTION = 'bundle.json'
 MANIFEST = 'manifest.json'  # in the folder of a converted part, written last
 
 
+def read_references(folder: pathlib.Path) -> dict[str, dict[str, str]]:
+  """The parts that lie elsewhere: ``path``, relative to ``folder``, and ``sha256`` of each.
+
+  Raises:
+    CheckpointError: ``bundle.json`` cannot be read.
+  """
+  try:
+    found = json.loads((folder / DESCRIPTION).read_text()).get('references', {})
+    return {part: {name: str(entry[name]) for name in ('path', 'sha256')} for part, entry in found.items()}
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
+    raise CheckpointError(
+      f'weights at {str(folder)!r} cannot be read ({error}); export or convert them again'
+    ) from error
+
+
 def find_parts(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   """The file or folder of each part that is there, in the order of ``PARTS``.
 
   Raises:
-    OSError, ValueError: ``bundle.json`` cannot be read.
+    CheckpointError: ``bundle.json`` cannot be read.
   """
-  references = json.loads((folder / DESCRIPTION).read_text()).get('references', {})
-  found = {}
+  references, found = read_references(folder), {}
   for part in PARTS:
     places = [folder / f'{part}.safetensors', folder / part]
     places += [(folder / references[part]['path']).resolve()] if part in references else []

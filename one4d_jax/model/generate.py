@@ -17,7 +17,7 @@ from one4d_jax.model import umc
 from one4d_jax.model.bundle import Bundle, Sizes
 from one4d_jax.nn import partition
 from one4d_jax.wan import dit
-from one4d_jax.wan.vae import chunk_for
+from one4d_jax.wan.vae import chunk_for, video_size
 
 SETTINGS = ('steps', 'guidance', 'guidance_interval', 'shift', 'solver', 'cache', 'tile')  # of sampling, as in Sizes
 
@@ -157,8 +157,7 @@ def compiled(
     return placed(solvers.advance(guided(velocity, guidance, guidance_interval), state, plan, stop))
 
   def decode(params, z):
-    f, h, w = z.shape[2:5]
-    chunk = chunk_for(4 * f - 3, 8 * h, 8 * w, partition.platform())
+    chunk = chunk_for(*video_size(*z.shape[2:5]), partition.platform())
     video = lambda z: vae.decode(params['vae'], split(z), chunk=chunk, tile=tile or None)
     if layout is not None and layout.modality_axis:
       return tuple(video(z[:, 0]))

@@ -26,6 +26,7 @@ FILL = (-1.0, -1.0, -1.0)
 TOLERANCE = 0.5  # Euclidean distance to FILL below which a decoded pixel is invalid
 MARGIN = 0.25  # codes end at 1 + MARGIN
 QUANTILE = 0.98
+_STRAIGHT = 1.1  # up to this code the soft limit has moved a coordinate by less than 0.006
 
 
 def _require(array: np.ndarray, name: str, layout: str, shape: tuple) -> None:
@@ -108,18 +109,11 @@ def encode_input(
   return np.where(valid[..., None], soft_limit(normalised), np.float32(FILL)).astype(np.float32)
 
 
-def valid_from_code(
-  decoded: Float[np.ndarray, 'F H W 3'], *, tolerance: float = TOLERANCE
-) -> Bool[np.ndarray, 'F H W']:
+def valid_from_code(decoded: Float[np.ndarray, 'F H W 3']) -> Bool[np.ndarray, 'F H W']:
   """True where a decoded XYZ video shows a point, not ``FILL`` (and not NaN)."""
-  return np.linalg.norm(decoded - np.float32(FILL), axis=-1) > tolerance
+  return np.linalg.norm(decoded - np.float32(FILL), axis=-1) > TOLERANCE
 
 
-def observation_from_code(
-  decoded: Float[np.ndarray, 'F H W 3'], *, tolerance: float = TOLERANCE, limit: float = 1.1
-) -> Bool[np.ndarray, 'F H W']:
-  """True where a decoded point may serve to fit cameras: valid, and not bent off its ray by the soft limit.
-
-  At ``limit`` = 1.1 the soft limit has moved a coordinate by 0.005.
-  """
-  return valid_from_code(decoded, tolerance=tolerance) & (np.abs(decoded) <= limit).all(axis=-1)
+def observation_from_code(decoded: Float[np.ndarray, 'F H W 3']) -> Bool[np.ndarray, 'F H W']:
+  """True where a decoded point may serve to fit cameras: valid, and not bent off its ray by the soft limit."""
+  return valid_from_code(decoded) & (np.abs(decoded) <= _STRAIGHT).all(axis=-1)

@@ -23,7 +23,7 @@ import tensorstore
 from flax import traverse_util
 
 from one4d_jax.errors import CheckpointError
-from one4d_jax.model.files import DESCRIPTION, MANIFEST, find_parts
+from one4d_jax.model.files import DESCRIPTION, MANIFEST, find_parts, read_references
 from one4d_jax.nn.quantize import Int8Weight
 
 FORMAT = 1
@@ -42,11 +42,7 @@ def locate(path: str | os.PathLike, part: str) -> pathlib.Path:
     return path
   place, reference = path / part, None
   if (path / DESCRIPTION).is_file():
-    try:
-      place = find_parts(path).get(part, place)
-      reference = json.loads((path / DESCRIPTION).read_text()).get('references', {}).get(part)
-    except (ValueError, KeyError) as error:
-      raise CheckpointError(f'{str(path / DESCRIPTION)!r} cannot be read ({error!r})') from error
+    place, reference = find_parts(path).get(part, place), read_references(path).get(part)
   if (place / MANIFEST).is_file():
     if reference and reference['sha256'] != identity(read_manifest(place)):
       raise CheckpointError(f'{str(path)!r} was made with other {part} weights than are now at {str(place)!r}')

@@ -110,15 +110,6 @@ def is_main() -> bool:
   return jax.process_index() == 0
 
 
-def describe() -> str:
-  """``2 processes x 4 NVIDIA H100 80GB HBM3``."""
-  import jax
-
-  processes = jax.process_count()
-  text = f'{jax.local_device_count()} x {jax.devices()[0].device_kind}'
-  return text if processes == 1 else f'{processes} processes x {text}'
-
-
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
   """Runs the block in process 0, then in the others, which find what it left on a disk that all see."""

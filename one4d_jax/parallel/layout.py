@@ -33,9 +33,13 @@ class MeshLayout:
     return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
   def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    return sequence.attend(
-      q, k, v, mesh=self.mesh, method=self.attention, batch=rules.BATCH, heads='tensor', tokens='sequence'
-    )
+    return sequence.attend(q, k, v, mesh=self.mesh, method=self.attention)
+
+
+def for_sampling(mesh: Mesh, heads: int) -> MeshLayout:
+  """The layout under which nobody chooses how attention goes: Ulysses where it divides the ``heads``, else a ring."""
+  share = heads // mesh.shape['tensor']
+  return MeshLayout(mesh, 'ring' if share % mesh.shape['sequence'] else 'ulysses')
 
 
 def batch_parts(mesh: Mesh) -> int:

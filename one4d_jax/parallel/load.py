@@ -21,7 +21,7 @@ from one4d_jax.model.one4d import base_shapes
 from one4d_jax.nn import quantize
 from one4d_jax.parallel import mesh as meshes
 from one4d_jax.parallel import rules
-from one4d_jax.parallel.layout import MeshLayout
+from one4d_jax.parallel.layout import for_sampling
 from one4d_jax.structs import from_dict
 from one4d_jax.wan import dit
 from one4d_jax.wan.config import DiTConfig
@@ -125,11 +125,8 @@ def load_bundle(path: str | os.PathLike | None, mesh: str) -> Bundle:
     CheckpointError, ConfigError: no bundle, or a mesh that does not fit the devices.
   """
   devices, found = meshes.make(mesh, jax.local_devices()), open_bundle(path)
-  heads = found.config.dit.heads // devices.shape['tensor']
-  layout = MeshLayout(devices, 'ring' if heads % devices.shape['sequence'] else 'ulysses')
-  return dataclasses.replace(
-    found, params={name: part(found, name, devices) for name in found.hashes}, folders={}, layout=layout
-  )
+  params = {name: part(found, name, devices) for name in found.hashes}
+  return dataclasses.replace(found, params=params, folders={}, layout=for_sampling(devices, found.config.dit.heads))
 
 
 def gathered(tree: dict) -> dict:

@@ -96,12 +96,15 @@ def shardings(boxed: dict, mesh: Mesh, rules: Rules = STORED) -> dict:
   return jax.tree.map(lambda box: stored(box.names, box.value.shape, mesh, rules), boxed, is_leaf=is_box)
 
 
-def state_shardings(state, boxed: dict, mesh: Mesh) -> jax.tree_util.PyTreeDef:
+def state_shardings(state, boxed: dict, mesh: Mesh):
   """Shardings of what is kept beside parameters, such as an optimizer's state: like the parameter it belongs to.
 
   Args:
     state: a tree (of shapes) that contains trees like ``boxed``, whose leaves may be trees of their own.
     boxed: the parameters, with logical axes.
+
+  Returns:
+    A tree like ``state`` with a ``NamedSharding`` for each leaf.
   """
   names = {_keys(path): box.names for path, box in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box)}
 

@@ -37,16 +37,13 @@ def attend(
   *,
   mesh: Mesh,
   method: str = 'ulysses',
-  batch: tuple[str, ...] = ('cfg', 'data', 'fsdp'),
-  heads: str = 'tensor',
-  tokens: str = 'sequence',
 ) -> Float[Array, 'b s n h']:
   """``softmax(q kᵀ / sqrt(h)) v`` per head, every device on its shard; the numbers of ``nn.attention.local``.
 
-  ``batch``, ``heads`` and ``tokens`` name axes of the mesh; one that the mesh lacks or that does not divide its
-  dimension splits nothing. Token counts need not divide: padding is added, and gets no weight. Keys of another length
-  than the queries (text, image) are whole on every device and cost no exchange. Under ``vmap`` over an axis that is
-  itself sharded, name that axis by ``spmd_axis_name``.
+  Batch and heads are split by ``rules.USED``; an axis that the mesh lacks or that does not divide them splits nothing.
+  Token counts need not divide: padding is added, and gets no weight. Keys of another length than the queries (text,
+  image) are whole on every device and cost no exchange. Under ``vmap`` over an axis that is itself sharded, name that
+  axis by ``spmd_axis_name``.
 
   Raises:
     ConfigError: an unknown method, or heads that Ulysses cannot divide.
@@ -55,23 +52,23 @@ def attend(
     raise ConfigError(f'unknown method {method!r} of sequence parallelism; known: {", ".join(METHODS)}')
   if mesh.size == 1:
     return local(q, k, v)
-  length, size = q.shape[1], mesh.shape.get(tokens, 1)
-  names = {'batch': batch, 'heads': (heads,)}
-  rows, _, columns, _ = whole = rules.spec(('batch', None, 'heads', None), q.shape, mesh, names)
-  spread = P(rows, tokens if size > 1 else None, columns, None)
+  (axis,) = rules.USED['tokens']
+  length, size = q.shape[1], mesh.shape.get(axis, 1)
+  rows, _, columns, _ = whole = rules.spec(('batch', None, 'heads', None), q.shape, mesh, rules.USED)
+  spread = P(rows, axis if size > 1 else None, columns, None)
   exchanged = size > 1 and k.shape[1] == length
 
   if not exchanged:
     inner = local
   elif method == 'ring':
-    inner = lambda q, k, v: _ring(q, k, v, tokens, length)
+    inner = lambda q, k, v: _ring(q, k, v, axis, length)
   else:
     own = q.shape[2] // mesh.shape.get(columns, 1)
     if own % size:
       raise ConfigError(
-        f'ulysses must divide the heads of a device by {tokens}={size}, got {own}; method ring takes any number'
+        f'ulysses must divide the heads of a device by {axis}={size}, got {own}; method ring takes any number'
       )
-    inner = lambda q, k, v: _ulysses(q, k, v, tokens, length)
+    inner = lambda q, k, v: _ulysses(q, k, v, axis, length)
 
   pad = lambda x: jnp.pad(x, ((0, 0), (0, -length % size), (0, 0), (0, 0)))
   if exchanged:

@@ -19,7 +19,7 @@ LIMIT = 1800  # seconds for one program
 _COLLECTIVES = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
 
 
-def compiled(machine: hardware.Machine, task: str, config, mesh: str, *, name: str, limit: int = LIMIT) -> dict:
+def compiled(machine: hardware.Machine, task: str, config, mesh: str, *, name: str) -> dict:
   """What the compiler says of one program.
 
   Returns:
@@ -34,13 +34,13 @@ def compiled(machine: hardware.Machine, task: str, config, mesh: str, *, name: s
   command = [sys.executable, '-m', 'one4d_jax.planning.compiled']
   text = json.dumps(request)
   try:
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=limit, env=environment)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=LIMIT, env=environment)
   except subprocess.TimeoutExpired:
-    return {'not_compiled': f'compiles for longer than {limit // 60} minutes'}
+    return {'not_compiled': f'compiles for longer than {LIMIT // 60} minutes'}
   if done.returncode < 0:
     return {'not_compiled': f'the compiler was ended by signal {-done.returncode}'}
   if done.returncode:
-    return {'not_compiled': done.stderr.strip().splitlines()[-1][:500]}
+    return {'not_compiled': (done.stderr.strip().splitlines() or ['no message'])[-1][:500]}
   return json.loads(done.stdout.strip().splitlines()[-1])
 
 

@@ -10,8 +10,8 @@ from one4d_jax.model import bundle as bundles
 from one4d_jax.model import weights
 from one4d_jax.model.files import find_parts
 from one4d_jax.planning import advice, hardware
-from one4d_jax.planning.hardware import Machine
-from one4d_jax.planning.memory import Memory, describe, memory
+from one4d_jax.planning.hardware import Machine, bytes_
+from one4d_jax.planning.memory import Memory, memory
 
 
 class PlanError(UserError):
@@ -55,7 +55,7 @@ def check(task: str, config, mesh: str, devices: list) -> None:
 def _on_cpu(held: int) -> None:
   if held > (there := host_memory()):
     raise PlanError(
-      f'weights and state alone take {describe(held)} and this host has {describe(there)}; choose smaller networks or '
+      f'weights and state alone take {bytes_(held)} and this host has {bytes_(there)}; choose smaller networks or '
       'an accelerator (python -m one4d_jax.plan shows what fits), or insist with --no-plan-check'
     )
 
@@ -66,7 +66,7 @@ def _on_accelerator(task: str, config, mesh: str, machine: Machine, there: float
     return
   option = advice.smallest_change(task, config, mesh, machine, there)
   raise PlanError(
-    f'{task} needs about {describe(found.peak)} a device and {machine.kind.name} gives {describe(there)}; '
+    f'{task} needs about {bytes_(found.peak)} a device and {machine.kind.name} gives {bytes_(there)}; '
     f'{suggestion(task, option)}, or insist with --no-plan-check'
   )
 
@@ -75,11 +75,12 @@ def suggestion(task: str, option: advice.Option | None) -> str:
   """The smallest change, in words."""
   if option is None:
     return 'no smaller clip, other mesh, int8 or offload makes it fit: take more devices, or larger ones'
-  choice, peak = option.choice, describe(option.memory.peak)
+  choice, peak = option.choice, bytes_(option.memory.peak)
   if task == 'train':
     return f'try {choice.words()} ({peak})'
   size = {k: v for k, v in choice.changes.items() if k.startswith('data.')}
-  words = [f'--mesh {choice.mesh}' * (choice.mesh != 'fsdp'), 'a base converted with --int8' * choice.config.model.int8]
+  words = [f'--mesh {choice.mesh}' * (choice.mesh != 'fsdp' or not choice.changes)]
+  words += ['a base converted with --int8' * ('model.int8' in choice.changes)]
   words += [', '.join(f'{name.removeprefix("data.")} {value}' for name, value in size.items())]
   return f'try {" and ".join(word for word in words if word)} ({peak})'
 

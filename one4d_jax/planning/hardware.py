@@ -91,7 +91,7 @@ class Machine:
   def described(self) -> str:
     """For people: ``8 x NVIDIA H100 80GB HBM3 (79.6 GiB each), 1 host``."""
     plural = 's' * (self.hosts > 1)
-    return f'{self.devices} x {self.kind.name} ({self.kind.memory / GIB:.1f} GiB each), {self.hosts} host{plural}'
+    return f'{self.devices} x {self.kind.name} ({bytes_(self.kind.memory)} each), {self.hosts} host{plural}'
 
 
 def parse(text: str) -> Machine:
@@ -118,6 +118,11 @@ def parse(text: str) -> Machine:
       f'{name}:{few + kind.per_host}'
     )
   return Machine(text, kind, devices)
+
+
+def bytes_(value: float) -> str:
+  """As people read it: ``34.6 GiB``, small ones in MiB."""
+  return f'{value / GIB:.1f} GiB' if value >= GIB / 10 else f'{value / 2**20:.1f} MiB'
 
 
 def missing_plugin(kind: Kind) -> str | None:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from one4d_jax.errors import ConfigError
 from one4d_jax.parallel import rules
 from one4d_jax.planning import programs
-from one4d_jax.planning.hardware import GIB
 from one4d_jax.training import fairness, flops
 from one4d_jax.wan.vae import chunk_for
 
@@ -82,6 +82,8 @@ def memory(task: str, config, mesh: str, devices: int, *, platform: str) -> Memo
   if task == 'sample':
     one = lambda name: sampling(name, config, mesh, devices, platform=platform)
   else:
+    if programs.abstract_mesh(mesh, devices).shape['fsdp'] != devices:
+      raise ConfigError(f'mesh {mesh!r}: encoding gives each device clips of its own; leave --mesh out, or give fsdp')
     one = lambda name: encoding(name, config, devices, platform=platform)
   return max(map(one, programs.NAMES[task]), key=lambda found: found.peak)
 
@@ -189,8 +191,3 @@ def _video(config) -> int:
 
 def _whole(parts: dict[str, float]) -> dict[str, int]:
   return {name: int(value) for name, value in parts.items()}
-
-
-def describe(bytes_: float) -> str:
-  """As people read it: ``34.6 GiB``."""
-  return f'{bytes_ / GIB:.1f} GiB'

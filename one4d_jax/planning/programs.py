@@ -19,12 +19,14 @@ from one4d_jax.errors import ConfigError
 from one4d_jax.model import generate
 from one4d_jax.model.bundle import Bundle
 from one4d_jax.model.one4d import One4D
+from one4d_jax.nn import partition
 from one4d_jax.parallel import load, rules
 from one4d_jax.parallel import mesh as meshes
-from one4d_jax.parallel.layout import MeshLayout, batch_sharding, check_batch
+from one4d_jax.parallel.layout import MeshLayout, batch_sharding, check_batch, for_sampling
 from one4d_jax.training import latents
 from one4d_jax.training.setup import setup
 from one4d_jax.training.stages import One4DStage
+from one4d_jax.wan.vae import latent_grid
 
 NAMES = {'train': ('step',), 'sample': generate.Programs._fields, 'encode': ('vae', 'decode', 'text', 'image')}
 
@@ -35,9 +37,18 @@ class Program(NamedTuple):
   run: Callable
   arguments: dict[str, dict]  # in order
   parts: dict[str, dict]  # the same leaves by what they are for: base, adapters, optimizer, batch …
+  layout: partition.Layout | None = None  # it is traced under, unless it enters one itself
 
   def lower(self):
-    return self.run.lower(*self.arguments.values())
+    with partition.using(self.layout):
+      return self.run.lower(*self.arguments.values())
+
+
+class _Unplaced(MeshLayout):
+  """For programs that run without a layout: it places nothing, and names the platform that is planned for."""
+
+  def constrain(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+    return x
 
 
 def abstract_mesh(text: str, devices: int) -> AbstractMesh:
@@ -50,7 +61,7 @@ def programs(task: str, config, mesh: Mesh | AbstractMesh) -> dict[str, Program]
   """What a task runs, by name.
 
   Raises:
-    ConfigError: a task or stage that there is no plan for, or a mesh that cannot be used so.
+    ConfigError: a stage that there is no plan for, or a mesh that cannot be used so.
   """
   if task == 'train':
     return {'step': train(config, mesh)}
@@ -94,7 +105,7 @@ def train(config, mesh: Mesh | AbstractMesh) -> Program:
 def samples(config, mesh: Mesh | AbstractMesh) -> dict:
   """What a step reads of an encoded set, which is float16 (``training/latents.py``)."""
   data, model = config.data, config.model
-  grid = (data.frames - 1) // 4 + 1, data.height // 8, data.width // 8
+  grid = latent_grid(data.frames, data.height, data.width)
   latent, count = (*grid, model.vae.latent_channels), config.train.batch * config.train.accumulation
   array = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=batch_sharding(mesh))
   return {
@@ -110,8 +121,7 @@ def samples(config, mesh: Mesh | AbstractMesh) -> dict:
 def sample(config, mesh: Mesh | AbstractMesh) -> dict[str, Program]:
   """The parts of one scene, from pixels and token ids to both videos, by the defaults of sampling."""
   sizes = configs.sizes(config)
-  ring = sizes.dit.heads // mesh.shape['tensor'] % mesh.shape['sequence']
-  layout = MeshLayout(mesh, 'ring' if ring else 'ulysses')
+  layout = for_sampling(mesh, sizes.dit.heads)
   bundle = Bundle({}, sizes, {})
   params = {name: _placed(bundle, name, mesh) for name in ('vae', 'text', 'image', 'adapters')}
   params['base'] = _base(sizes.dit, sizes.dtype, config.model.int8, mesh)
@@ -175,7 +185,7 @@ def encode(config, mesh: Mesh | AbstractMesh) -> dict[str, Program]:
   clips = mesh.size * latents.clips_at_a_time(size)
   split = batch_sharding(mesh)
   array = lambda dtype, *shape: jax.ShapeDtypeStruct((clips, *shape), dtype, sharding=split)
-  grid = (sizes.frames - 1) // 4 + 1, sizes.height // 8, sizes.width // 8
+  grid = latent_grid(sizes.frames, sizes.height, sizes.width)
   tokens = sizes.dit.text_len
   inputs = {
     'vae': {'video': array(np.float32, *size, 3)},
@@ -186,7 +196,8 @@ def encode(config, mesh: Mesh | AbstractMesh) -> dict[str, Program]:
   found = {}
   for name, batch in inputs.items():
     params = _placed(bundle, 'vae' if name == 'decode' else name, mesh)
-    found[name] = Program(networks[name], {'params': params} | batch, {'encoders': params, 'batch': batch})
+    parts = {'encoders': params, 'batch': batch}
+    found[name] = Program(networks[name], {'params': params} | batch, parts, _Unplaced(mesh))
   return found
 
 

@@ -6,7 +6,7 @@ import json
 import pathlib
 
 from one4d_jax.model.files import write_whole
-from one4d_jax.planning.hardware import GIB
+from one4d_jax.planning.hardware import bytes_
 from one4d_jax.planning.memory import ERROR
 
 PARTS = {  # of a device's memory, with the colour of its piece of the bar
@@ -54,11 +54,6 @@ def large(value: float) -> str:
     if value >= size:
       return f'{value / size:.3g} {name}'
   return f'{value / 1e9:.3g} GFLOP'
-
-
-def bytes_(value: float) -> str:
-  """``34.6 GiB``, small ones in MiB."""
-  return f'{value / GIB:.1f} GiB' if value >= GIB / 10 else f'{value / 2**20:.1f} MiB'
 
 
 def verdict(plan: dict) -> str:

@@ -14,9 +14,8 @@ import optax
 from jaxtyping import Array, Float
 
 from one4d_jax.geometry import se3
-from one4d_jax.geometry.camera import HIGHEST
 from one4d_jax.postopt.options import AdamOptions, FitOptions
-from one4d_jax.postopt.problem import Problem, Solution, depth_and_miss, rays
+from one4d_jax.postopt.problem import HIGHEST, Problem, Solution, depth_and_miss, rays
 
 
 def descend(problem: Problem, start: Solution, options: FitOptions, anchored: bool) -> Solution:

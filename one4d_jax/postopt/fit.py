@@ -15,7 +15,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from one4d_jax.checks import checked
 from one4d_jax.errors import DataError
@@ -165,7 +165,7 @@ def _grid(seen: np.ndarray, usable: np.ndarray, stride: int) -> tuple[slice, sli
   return grid()
 
 
-def _pixels(height: int, width: int, grid=(slice(None),) * 3) -> Float[np.ndarray, 'P 2']:
+def _pixels(height: int, width: int, grid=(slice(None),) * 3) -> Float[Array, 'P 2']:
   """Pixel centres from the middle of the image, over max(H, W)."""
   u, v = np.meshgrid(np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2)
   return jnp.asarray(np.stack([u, v], axis=-1)[grid[1:]].reshape(-1, 2) / max(height, width), jnp.float32)
@@ -178,8 +178,10 @@ def _points(pointmap: np.ndarray, seen: np.ndarray, unit: float) -> Float[np.nda
 
 
 def _coarse(problem: Problem) -> Problem:
-  """About 4096 pixels a frame, enough to start from."""
-  every = max(problem.weight.shape[1] // TARGET_PIXELS, 1)
+  """About 4096 pixels a frame, enough to start from; more where a frame would lose those that it has."""
+  every, seen = max(problem.weight.shape[1] // TARGET_PIXELS, 1), np.asarray(problem.weight) > 0
+  while every > 1 and (seen[:, ::every].sum(1) < MIN_PIXELS).any():
+    every //= 2
   return Problem(problem.points[:, ::every], problem.pixels[::every], problem.weight[:, ::every])
 
 

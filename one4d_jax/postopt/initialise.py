@@ -12,8 +12,8 @@ import jaxlie
 import numpy as np
 from jaxtyping import Array, Float
 
-from one4d_jax.geometry.camera import HIGHEST
-from one4d_jax.postopt.problem import Problem, Solution, depth_and_miss, rays
+from one4d_jax.geometry.align import nearest_rotation
+from one4d_jax.postopt.problem import HIGHEST, Problem, Solution, depth_and_miss, rays
 
 FOCAL_RANGE = (0.2, 10.0)  # over max(H, W)
 SCAN = np.geomspace(0.3, 4, 24)  # focal lengths tried when the first frame does not give one
@@ -91,13 +91,6 @@ def _refine(
   return rotation, cost
 
 
-def _nearest_rotation(matrix: np.ndarray) -> np.ndarray:
-  """Projection to SO(3), over leading axes."""
-  left, _, right = np.linalg.svd(matrix)
-  left[..., -1] *= np.sign(np.linalg.det(left @ right))[..., None]
-  return left @ right
-
-
 def poses(problem: Problem, focal: float, first: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
   """world_from_cam [F 4 4] of each frame on its own, and its cost [F] (infinite: every start put the scene behind).
 
@@ -120,7 +113,7 @@ def poses(problem: Problem, focal: float, first: np.ndarray | None = None) -> tu
 
   vectors = np.linalg.eigh(omega)[1][..., :2].transpose(2, 0, 1).reshape(2, frames, 3, 3)
   vectors = vectors * np.where(np.linalg.det(vectors) < 0, -1, 1)[..., None, None]
-  starts = np.concatenate([np.tile(np.eye(3), (1, frames, 1, 1)), _nearest_rotation(vectors)])
+  starts = np.concatenate([np.tile(np.eye(3), (1, frames, 1, 1)), nearest_rotation(vectors)])
   every = np.arange(frames)
   found = [x.reshape(3, frames, *x.shape[1:]) for x in refined(np.tile(every, 3), starts.reshape(-1, 3, 3))]
   choice = found[2].argmin(axis=0)

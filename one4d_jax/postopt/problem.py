@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from one4d_jax.geometry.camera import HIGHEST
-
+HIGHEST = jax.lax.Precision.HIGHEST  # the default of accelerators would cap geometry near 1e-3
 UNKNOWNS = 9  # per frame: v (3), omega (3), log focal length, principal point (2)
 _CHUNK = 2**16  # points of all frames that are worked on at a time
 

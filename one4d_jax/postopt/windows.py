@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from one4d_jax.errors import DataError, ShapeError
-from one4d_jax.geometry.align import Similarity, angle, umeyama
+from one4d_jax.geometry.align import Similarity, angle, nearest_rotation, umeyama
 from one4d_jax.model.windows import check_spans
 from one4d_jax.postopt.decode import Geometry, camera_z, decode, read
 from one4d_jax.postopt.fit import MIN_PIXELS, Cameras, fit_cameras
@@ -244,8 +244,7 @@ def _join_cameras(earlier: _Window, later: _Window, a: slice, b: slice) -> None:
   The scale is that of their paths, or where they stand still that of the median depths.
   """
   target, source = earlier.poses()[a], later.cameras.world_from_cam[b].astype(np.float64)
-  left, _, right = np.linalg.svd(np.einsum('fij,fkj->ik', target[:, :3, :3], source[:, :3, :3]))
-  rotation = left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right
+  rotation = nearest_rotation(np.einsum('fij,fkj->ik', target[:, :3, :3], source[:, :3, :3]))
   path = [np.sqrt(np.square(p[:, :3, 3] - p[:, :3, 3].mean(0)).sum(-1).mean()) for p in (target, source)]
   depth = earlier.depth(a), later.depth(b)
   moving = path[0] > STILL * depth[0] and path[1] > STILL * depth[1]

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -27,6 +28,7 @@ from one4d_jax.model.files import write_whole
 from one4d_jax.training import latents
 from one4d_jax.training.sets import CONSTANTS
 from one4d_jax.viewer.pictures import video_sheet
+from one4d_jax.wan.vae import latent_grid
 
 REPORT = 'report.json'
 PSNR = 30.0  # dB that decoded frames of a VAE that fits the data reach
@@ -70,10 +72,9 @@ def plan(
     sizes = [tuple(row['size']) for row in source.rows]
     for size in sorted(set(sizes)):
       rows = [i for i, found in enumerate(sizes) if found == size]
-      F, H, W = size
-      bytes_each = ((F - 1) // 4 + 1) * H * W // 64 * 16 * 2 * (2 + conditions)
+      bytes_each = math.prod(latent_grid(*size)) * 16 * 2 * (2 + conditions)
       count = shard_records or max(1, min(_SHARD_RECORDS, _SHARD_BYTES // bytes_each))
-      folder = out / f'{split}-{F}x{H}x{W}'
+      folder = out / f'{split}-{"x".join(map(str, size))}'
       starts = range(0, len(rows), count)
       shards += [Shard(folder, n, split, tuple(rows[start : start + count])) for n, start in enumerate(starts)]
   return shards

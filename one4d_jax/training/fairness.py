@@ -14,7 +14,9 @@ import jax
 from one4d_jax.model import baselines
 from one4d_jax.model.one4d import AdapterConfig, base_shapes
 from one4d_jax.training import flops
+from one4d_jax.wan import dit
 from one4d_jax.wan.config import DiTConfig
+from one4d_jax.wan.vae import latent_grid
 
 
 @functools.cache
@@ -41,10 +43,9 @@ def equal_parameters(cfg: DiTConfig, adapters: AdapterConfig, reference: Adapter
 
 def sample(config) -> flops.Sizes:
   """One sample of a run's ``config``."""
-  data, dit = config.data, config.model.dit
-  latent = ((data.frames - 1) // 4 + 1, data.height // 8, data.width // 8)
-  grid = tuple(n // p for n, p in zip(latent, dit.patch, strict=True))
-  return flops.Sizes(1, grid, dit.text_len, config.model.image.tokens)
+  data, model = config.data, config.model
+  latent = (*latent_grid(data.frames, data.height, data.width), model.vae.latent_channels)
+  return flops.Sizes(1, dit.token_grid(model.dit, latent), model.dit.text_len, model.image.tokens)
 
 
 def equal_operations(config, reference) -> int:

@@ -69,7 +69,7 @@ class Journal:
     return means
 
   def pause(self) -> None:
-    """What has passed since the last ``drain`` is not counted as time of steps."""
+    """What has passed since the last ``drain`` is not counted as time of steps; no step may have been added since."""
     self._since = time.perf_counter()
 
   def _read(self, step: int, metrics: dict, clips: list[str]) -> None:

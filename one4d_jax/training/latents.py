@@ -28,7 +28,7 @@ from one4d_jax.model.bundle import Bundle, Sizes
 from one4d_jax.nn import partition
 from one4d_jax.parallel import load
 from one4d_jax.wan.tokenizer import EOS, Tokenizer
-from one4d_jax.wan.vae import chunk_for
+from one4d_jax.wan.vae import chunk_for, video_size
 
 PARTS = ('vae', 'text', 'image')  # the networks whose outputs are stored
 PIXELS = 2**24  # encoded at a time on one device, at least one clip
@@ -49,9 +49,13 @@ def identity(bundle: Bundle) -> dict[str, str | int]:
 
 
 def build(folder: pathlib.Path, clips, bundle: Bundle, *, name: str, sparse_masks: int):
-  """Opens the latent shards of ``clips`` under the VAE of ``bundle``; makes them first if they are not there."""
+  """Opens the latent shards of ``clips`` under the VAE of ``bundle``; makes them first if they are not there.
+
+  The folder is named after all that they depend on: other clips or other settings have one of their own.
+  """
   known = identity(bundle)
-  path = pathlib.Path(folder) / f'{name}-latents-{known["vae"]}-{known["normalisation"][:4]}-{known["text_len"]}'
+  made_by = f'{known["vae"]}-{known["normalisation"][:4]}-{known["text_len"]}'
+  path = pathlib.Path(folder) / f'{name}-latents-{made_by}-{sparse_masks}-{clips.fingerprint[:8]}'
   if not path.exists():
     meta = {'vae': bundle.hashes['vae'], 'value': 'posterior mean, normalised per channel'}
     encoder = Encoder(bundle, sparse_masks=sparse_masks, features=False)
@@ -84,6 +88,7 @@ class Encoder:
     devices: Sequence[jax.Device] | None = None,
   ):
     self.bundle, self.sparse_masks, self.features, self.frames = bundle, sparse_masks, features, frames
+    self._tokenizer = bundle.tokenizer  # which reads its model each time
     self.mesh = Mesh(np.array(devices or jax.local_devices()), (_AXIS,))
     self.params = {part: load.part(bundle, part, self.mesh) for part in (PARTS if features else ('vae',))}
     self._networks = networks(bundle.config)
@@ -125,7 +130,7 @@ class Encoder:
 
   def text(self, prompts: Sequence[str]) -> list[dict]:
     """``text`` [n c] without padding, n tokens long; or ``ids`` and ``text_mask``, padded."""
-    ids, mask = self.bundle.tokenizer(prompts)
+    ids, mask = self._tokenizer(prompts)
     if not self.features:
       return [{'ids': i, 'text_mask': m} for i, m in zip(ids, mask, strict=True)]
     rows = self._run('text', ids, mask)
@@ -159,10 +164,10 @@ def clips_at_a_time(size: tuple[int, int, int]) -> int:
 def networks(config: Sizes) -> dict[str, Callable]:
   """The networks ``(params, ...) -> output`` by part, and ``decode``."""
   bundle = Bundle({}, config, {})
-  size = lambda z: (4 * z.shape[1] - 3, 8 * z.shape[2], 8 * z.shape[3])
+  chunk = lambda z: chunk_for(*video_size(*z.shape[1:4]), partition.platform())
   return {
     'vae': jax.jit(functools.partial(encode, bundle)),
-    'decode': jax.jit(lambda params, z: bundle.vae.decode(params, z, chunk=chunk_for(*size(z), partition.platform()))),
+    'decode': jax.jit(lambda params, z: bundle.vae.decode(params, z, chunk=chunk(z))),
     'text': jax.jit(bundle.text.encode),
     'image': jax.jit(bundle.image.encode),
   }

@@ -62,9 +62,9 @@ def training(data) -> list[Set]:
   """All that ``config.data`` says to train on; a source of several sizes shares its weight by their numbers of clips.
 
   Raises:
-    ConfigError, DataError: a source that is malformed, missing or damaged.
+    ConfigError, DataError: a source that is malformed, missing, damaged or without clips to train on.
   """
-  return [found for source, weight in data.sources for found in _open(source, 'train', weight, data)]
+  return [found for source, weight in data.sources for found in _training(source, weight, data)]
 
 
 def validation(data) -> Set:
@@ -73,9 +73,17 @@ def validation(data) -> Set:
   held_out = _open(source, 'test', weight, data)
   if not held_out:
     tqdm.tqdm.write(f'{source} holds out no clips: validation is on clips of the training', file=sys.stderr)
-  found = (held_out or _open(source, 'train', weight, data))[0]
+  found = (held_out or _training(source, weight, data))[0]
   count = min(data.validation_clips, len(found.records))
   return dataclasses.replace(found, records=procedural.First(found.records, count))
+
+
+def _training(source: str, weight: float, data) -> list[Set]:
+  if not (found := _open(source, 'train', weight, data)):
+    raise DataError(
+      f'{source} has no clips to train on; loosen the limits with which it was prepared, or leave it out of data.source'
+    )
+  return found
 
 
 def _open(source: str, split: str, weight: float, data) -> list[Set]:

@@ -20,7 +20,7 @@ from one4d_jax.data import pipeline, procedural
 from one4d_jax.data.clip import signed
 from one4d_jax.errors import DataError
 from one4d_jax.flow import rectified
-from one4d_jax.model import umc
+from one4d_jax.model import umc, weights
 from one4d_jax.model.bundle import Bundle
 from one4d_jax.model.files import PARTS
 from one4d_jax.model.generate import generate
@@ -31,7 +31,7 @@ from one4d_jax.training import flops, latents, linear, sets
 from one4d_jax.training.step import mean
 from one4d_jax.viewer.pictures import to_uint8, video_sheet
 from one4d_jax.wan import dit
-from one4d_jax.wan.vae import WanVAE
+from one4d_jax.wan.vae import WanVAE, chunk_for, latent_grid
 
 MODALITIES = ('rgb', 'xyz')
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels of the validation loss
@@ -98,6 +98,11 @@ def videos(record: dict) -> tuple[np.ndarray, np.ndarray]:
   return signed(record['rgb']), record['xyz'].astype(np.float32)
 
 
+def _chunk(video: jax.Array) -> int | None:
+  """Whole clips ``[b F H W 3]`` go through the VAE in bounded memory."""
+  return chunk_for(*video.shape[1:4], partition.platform())
+
+
 class VAEStage(Stage):
   """Errors of pixels and of their differences in space and time, and a small KL term.
 
@@ -115,9 +120,14 @@ class VAEStage(Stage):
 
   @functools.cached_property
   def given(self):
-    if 'vae' in self.bundle.params or not linear.applies(self.vae.cfg):
-      return self.bundle.params.get('vae')
-    fresh = nn.unbox(jax.jit(self.vae.init)(jax.random.key(self.config.train.seed)))
+    key = jax.random.key(self.config.train.seed)
+    if 'vae' in self.bundle.params:
+      return self.bundle.params['vae']
+    if 'vae' in self.bundle.folders:
+      return weights.restore(self.bundle.folders['vae'], nn.unbox(jax.eval_shape(self.vae.init, key)))
+    if not linear.applies(self.vae.cfg):
+      return None
+    fresh = nn.unbox(jax.jit(self.vae.init)(key))
     records = self.sets[0].records
     return linear.start(self.vae.cfg, fresh, [np.stack(videos(records[i])) for i in range(min(64, len(records)))])
 
@@ -156,8 +166,7 @@ class VAEStage(Stage):
 
     A mean for each channel, one scale for all: a channel that tells more of the pixels keeps more of the loss.
     """
-    encode = jax.jit(self.vae.encode)
-    count = -(-64 // len(self.sets))
+    encode, count = jax.jit(self._encode), -(-64 // len(self.sets))
     clips = (np.stack(videos(one.records[i])) for one in self.sets for i in range(min(count, len(one.records))))
     z = np.concatenate([np.asarray(encode(params, clip)).reshape(-1, self.vae.cfg.latent_channels) for clip in clips])
     channels = lambda values: tuple(np.round(values.astype(float), 5).tolist())
@@ -177,9 +186,12 @@ class VAEStage(Stage):
         rows += [pair[0], np.asarray(decoded[0]), pair[1], np.asarray(decoded[1])]
     return {k: float(np.mean(v)) for k, v in metrics.items()}, video_sheet(rows)
 
+  def _encode(self, params: dict, video: jax.Array) -> jax.Array:
+    return self.vae.encode(params, video, chunk=_chunk(video))
+
   @functools.cached_property
   def _round_trip(self):
-    return jax.jit(lambda params, video: self.vae.decode(params, self.vae.encode(params, video)))
+    return jax.jit(lambda params, video: self.vae.decode(params, self._encode(params, video), chunk=_chunk(video)))
 
 
 class FlowStage(Stage):
@@ -236,8 +248,8 @@ class FlowStage(Stage):
 
   def work(self, batch):
     count, config = len(batch['observed']), self.bundle.config
-    F, H, W = batch['rgb'].shape[1:4] if 'z' not in batch else (0, 0, 0)
-    latent = batch['z'].shape[2:] if 'z' in batch else ((F - 1) // 4 + 1, H // 8, W // 8, config.vae.latent_channels)
+    channels = config.vae.latent_channels
+    latent = batch['z'].shape[2:] if 'z' in batch else (*latent_grid(*batch['rgb'].shape[1:4]), channels)
     grid = dit.token_grid(config.dit, latent)
     sizes = flops.Sizes(count, grid, config.dit.text_len, config.image.tokens)
     tokens, operations = self.counted(sizes)

@@ -7,6 +7,7 @@ from one4d_jax.viewer.scene import Scene
 from one4d_jax.viewer.static import usable_points
 
 _LEVELS = 1001  # steps of confidence
+_REACH = 4  # pixels to either side that say how steep is usual
 
 
 def confidence(scene: Scene) -> Float32[np.ndarray, 'F H W']:
@@ -52,14 +53,14 @@ def depth_edges(
   return valid & (_ramps(inverse, jump, steep) | np.swapaxes(along_columns, 1, 2))
 
 
-def _ramps(values: np.ndarray, jump: float, steep: float, reach: int = 4) -> np.ndarray:
+def _ramps(values: np.ndarray, jump: float, steep: float) -> np.ndarray:
   rise = np.diff(values, axis=-1)
   before, after = rise[..., :-1], rise[..., 1:]
   least = np.where(before * after > 0, np.minimum(np.abs(before), np.abs(after)), 0)
   flying = np.zeros(values.shape, bool)
   flying[..., 1:-1] = least > jump * values[..., 1:-1]
   *where, column = np.nonzero(flying)
-  around = np.clip(column[:, None] + np.arange(-reach, reach), 0, rise.shape[-1] - 1)
+  around = np.clip(column[:, None] + np.arange(-_REACH, _REACH), 0, rise.shape[-1] - 1)
   usual = np.median(np.abs(rise[(*(axis[:, None] for axis in where), around)]), axis=-1)
   flying[(*where, column)] = least[(*where, column - 1)] > steep * usual
   return flying

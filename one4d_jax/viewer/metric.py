@@ -108,11 +108,13 @@ def apply(scene: Scene, measures: Sequence[Measure]) -> tuple[Scene, dict, list[
     try:
       length = _length(scene, measure)
     except DataError as error:
-      notes.append(f'--metric {measure.text}: {error}; the scene keeps its scale')
+      notes.append(f'--metric {measure.text}: {error}')
       continue
     scales.append(measure.value / length)
     record[measure.text] = scales[-1]
   if not scales:
+    if notes:
+      notes[-1] += '; the scene keeps its scale'
     return scene, record, notes
   scale = float(np.median(scales))
   if max(scales) - min(scales) > _AGREE * scale:

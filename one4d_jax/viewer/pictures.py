@@ -36,6 +36,11 @@ def depth_range(scene: Scene) -> tuple[float, float]:
   return (1 / high, 1 / low) if low > 0 else (0.0, 0.0)
 
 
+def depth_legend(scene: Scene) -> dict:
+  """What ``run.json`` says of the colours of ``depth.mp4``; depths in metres where the scale is known."""
+  return {'colours': 'turbo of inverse depth', 'near_far': [round(d, 6) for d in depth_range(scene.metric())]}
+
+
 def depth_colours(
   depth: Float[np.ndarray, 'F H W'],
   valid: Bool[np.ndarray, 'F H W'],
@@ -56,7 +61,7 @@ def depth_colours(
 
 def xyz_range(scene: Scene) -> Float[np.ndarray, '2 3']:
   """The least and the greatest x, y, z that ``xyz_colours`` spans: their 2% and 98% quantiles over the clip."""
-  usable = scene.valid & np.isfinite(scene.pointmap).all(axis=-1)
+  usable = _known(scene.pointmap, scene.valid)
   return np.transpose([_limits(scene.pointmap[..., c], usable) for c in range(3)])
 
 
@@ -67,12 +72,17 @@ def xyz_colours(
   limits: Float[np.ndarray, '2 3'] | None = None,
 ) -> UInt8[np.ndarray, 'F H W 3']:
   """x, y, z as red, green, blue, each over its ``limits`` (default: as ``xyz_range``); black invalid."""
-  usable = valid & np.isfinite(pointmap).all(axis=-1)
+  usable = _known(pointmap, valid)
   colours = np.zeros(pointmap.shape, np.uint8)
   for c in range(3):
     low, high = _limits(pointmap[..., c], usable) if limits is None else limits[:, c]
     colours[..., c] = np.where(usable, _stretch(pointmap[..., c], low, high) * 255 + 0.5, 0)
   return colours
+
+
+def _known(pointmap: np.ndarray, valid: np.ndarray) -> np.ndarray:
+  """Where there is a point."""
+  return valid & np.isfinite(pointmap).all(axis=-1)
 
 
 def _inverse(depth: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,9 +164,9 @@ def length_unit(scene: Scene) -> str:
   return 'metres' if np.isfinite(scene.scale) else 'scene units'
 
 
-def _draw_legend(draw, font, x: int, y: int, near_far, limits, unit: str, *, width: int = 200) -> None:
+def _draw_legend(draw, font, x: int, y: int, near_far, limits, unit: str) -> None:
   """A colour bar for depth, even in inverse depth as the colours are, and the ranges of x, y, z."""
-  near, far = near_far
+  (near, far), width = near_far, 200
   for k, colour in enumerate(turbo(np.linspace(1, 0, width)).tolist()):
     draw.line([x + k, y, x + k, y + 9], fill=tuple(colour))
   for share, anchor in ((0.0, 'la'), (0.5, 'ma'), (1.0, 'ra')):
@@ -271,7 +281,7 @@ def top_view(scene: Scene, side: int) -> Image.Image:
 
 def _sample(scene: Scene, count: int) -> tuple[np.ndarray, np.ndarray]:
   """At most about ``count`` valid points of the whole clip with their colours."""
-  usable = scene.valid & np.isfinite(scene.pointmap).all(axis=-1)
+  usable = _known(scene.pointmap, scene.valid)
   step = max(int(usable.sum()) // count, 1)
   return scene.pointmap[usable][::step], scene.rgb[usable][::step]
 

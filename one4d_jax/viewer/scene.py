@@ -6,6 +6,8 @@ unless ``scale`` is set: multiplied by ``scale`` they are metres.
 """
 
 import dataclasses
+import json
+import math
 import pathlib
 
 import numpy as np
@@ -62,6 +64,11 @@ class Scene:
       want = tuple(sizes[a] if a in sizes else int(a) for a in axes)
       if getattr(self, name).shape != want:
         raise ShapeError(f'{name}: expected shape {list(want)} beside rgb, got {list(getattr(self, name).shape)}')
+
+  @staticmethod
+  def load(folder: str | pathlib.Path) -> 'Scene':
+    """See ``load``."""
+    return load(folder)
 
   @property
   def frames(self) -> int:
@@ -126,6 +133,17 @@ def load(folder: str | pathlib.Path) -> Scene:
     raise DataError(f'{path}: {error}') from error
   except Exception as error:  # zipfile, zlib and NumPy between them raise nearly every kind on damaged bytes
     raise DataError(f'{path} cannot be read as a scene: {error}') from error
+
+
+def playback_rate(folder: str | pathlib.Path) -> float:
+  """Frames a second, 1 to 60, that the scene of a folder (or of a ``scene.npz``) was written for; 8 if unknown."""
+  path = pathlib.Path(folder)
+  path = path.parent if path.is_file() else path
+  try:
+    rate = float(json.loads((path / 'run.json').read_text())['fps']['playback'])
+  except (OSError, ValueError, KeyError, TypeError):
+    return 8.0
+  return min(max(rate, 1.0), 60.0) if math.isfinite(rate) else 8.0
 
 
 def _typed(array: np.ndarray, name: str) -> np.ndarray:

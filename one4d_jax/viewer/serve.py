@@ -34,7 +34,7 @@ class Viewer:
     self._wake, self._stopped, self.playing = threading.Event(), threading.Event(), scene.frames > 1
     self._shown, self._look, self._frusta = None, None, None  # as sent to the clients
     self._stale: set[int] = set()  # frames whose points are not those of the look
-    self._add_controls(min(max(fps, 1.0), 60.0))
+    self._add_controls(fps)
     self._show()
 
   def run(self) -> None:

@@ -81,7 +81,10 @@ def agrees(at: Projection, surface: Float[np.ndarray, 'H W'], tolerance: float) 
 
 
 def depth_tolerance(scene: Scene, *, least: float = 0.02) -> float:
-  """Relative differences of depth that mean nothing: four times the median one between neighbouring frames."""
+  """Relative differences of depth that mean nothing: four times the median one between neighbouring frames.
+
+  At most 0.5: nothing could be looked through where any difference means nothing.
+  """
   usable = usable_points(scene)
   depth = surfaces(scene, usable)
   found = [np.zeros(0, np.float32)]
@@ -92,7 +95,7 @@ def depth_tolerance(scene: Scene, *, least: float = 0.02) -> float:
     surface = depth[j].ravel()[at.pixel]
     found.append(np.abs(at.z / surface - 1)[at.inside & np.isfinite(surface)])
   found = np.concatenate(found)
-  return max(least, 4 * float(np.median(found))) if found.size else least
+  return min(max(least, 4 * float(np.median(found))), 0.5) if found.size else least
 
 
 def tracks(

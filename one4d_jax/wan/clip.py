@@ -141,6 +141,3 @@ class CLIPEncoder:
     x = LayerNorm(eps=cfg.eps).apply({'params': params['pre_norm']}, x).astype(self.dtype)
     x, _ = jax.lax.scan(lambda x, p: (block.apply({'params': p}, x), None), x, params['blocks'])
     return x
-
-  def __call__(self, params: dict, image) -> Float[Array, 'b i d']:
-    return self.encode(params, image)

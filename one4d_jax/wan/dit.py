@@ -42,7 +42,7 @@ FLOAT32 = Precision(jnp.float32, jnp.float32)
 
 
 def gated(x: Float[Array, 'b s d'], y: Float[Array, 'b s d'], gate: Float[Array, 'b 1 d']) -> Float[Array, 'b s d']:
-  """``x + y * gate`` in float32, back in the dtype of ``x``; Wan keeps the residual stream this way."""
+  """``x + y * gate`` in float32, back in the dtype of ``x`` as in diffusers; Wan2.1 goes on in float32."""
   return (x.astype(jnp.float32) + y.astype(jnp.float32) * gate).astype(x.dtype)
 
 
@@ -241,9 +241,10 @@ def read_out(
 ) -> Float[Array, '*m b f h w c']:
   """The velocity at ``z``, from the patches that the head gives; float32.
 
-  With ``sigma_data`` above 0 the head is preconditioned as in EDM (Karras et al., arXiv 2206.00364): it gives the clean
-  latent where noise is large, and what is left of the noise where it is small. A narrow network then need not carry
-  the noise of many channels through.
+  With ``sigma_data`` above 0 the head is preconditioned, nearly as in EDM (Karras et al., arXiv 2206.00364): it gives
+  the clean latent where noise is large, and what is left of the noise where it is small. A narrow network then need not
+  carry the noise of many channels through. EDM's output factor is ``sigma_data / sqrt(total)``, here the head itself
+  gives numbers of the size ``sigma_data``.
   """
   out = embed.unpatchify(out, grid, cfg.patch)
   if not cfg.sigma_data:

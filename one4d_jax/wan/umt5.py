@@ -142,6 +142,3 @@ class UMT5Encoder:
     x, _ = jax.lax.scan(layer, x, params['blocks'])
     x = RMSNorm(eps=cfg.eps).apply({'params': params['norm']}, x)
     return jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
-
-  def __call__(self, params: dict, ids, mask) -> Float[Array, 'b t d']:
-    return self.encode(params, ids, mask)

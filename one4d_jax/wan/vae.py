@@ -70,8 +70,6 @@ def run_step(step: Step, x: Array, *, name: str, dtype: DType) -> Array:
       return blocks.Downsample(step.spatial, step.temporal, dtype, name=name)(x)
     case 'up':
       return blocks.Upsample(step.spatial, step.temporal, dtype, name=name)(x)
-    case _:
-      raise ValueError(f'unknown step {step.kind!r}')
 
 
 def run_middle(x: Array, dtype: DType) -> Array:
@@ -219,6 +217,16 @@ class WanVAE:
     if chunk is None:
       return self.decoder.apply({'params': params['decoder']}, z)
     return stream(self.decoder, params['decoder'], z, check_chunk(chunk))
+
+
+def latent_grid(frames: int, height: int, width: int) -> tuple[int, int, int]:
+  """Latent places of a video along frames, rows, columns, by Wan's strides, which every VAE here has."""
+  return (frames - 1) // 4 + 1, height // 8, width // 8
+
+
+def video_size(f: int, h: int, w: int) -> tuple[int, int, int]:
+  """Frames, height and width of a latent: the inverse of ``latent_grid``."""
+  return 4 * f - 3, 8 * h, 8 * w
 
 
 def chunk_for(frames: int, height: int, width: int, platform: str) -> int | None:

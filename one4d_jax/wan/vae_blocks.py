@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from jaxtyping import Array, Float
 
+from one4d_jax.nn import partition
+
 DType = Any
 Video = Float[Array, 'b t h w c']
 _FOLDED = 2**23  # numbers, beyond which one frame after the other is as fast
@@ -48,7 +50,7 @@ def conv3d(x: Video, kernel: Float[Array, '3 3 3 c d'], *, fold: bool | None = N
   ``fold`` puts the three time taps into the channels of one 2D convolution: the same sums, several times faster
   on a CPU, at three times the input memory; frame by frame where that is much. By default only there.
   """
-  if jax.default_backend() == 'cpu' if fold is None else fold:
+  if partition.platform() == 'cpu' if fold is None else fold:
     b, t = x.shape[0], x.shape[1] - 2
     # A one that is known only with the input: XLA would fold the kernels of all layers first, and keep them.
     last = jax.lax.stop_gradient(x[(-1,) * x.ndim])

@@ -56,7 +56,7 @@ def write(scene: pathlib.Path, prompt: str) -> None:
   scene.mkdir()
   run = {
     'prompt': prompt,
-    'input': {'size': [64, 48], 'notes': ['a <b>note</b>']},
+    'input': {'source': None, 'size': [64, 48], 'notes': ['a <b>note</b>']},
     'cameras': {'focal': 50.0, 'focal_std': 0.5, 'residual': [0.1, None, 0.3], 'valid': 0.9, 'warnings': ['doubt']},
     'metric': {'scale': None},
     'seed': 7,

@@ -166,7 +166,7 @@ def test_a_run_through_a_bad_hour(service, tmp_path, monkeypatch):
   quota = refusal(429, 'RESOURCE_EXHAUSTED', {**RETRY, 'retryDelay': '0.1s'})
   down, blocked = refusal(503, 'UNAVAILABLE'), (200, {'promptFeedback': {'blockReason': 'SAFETY'}})
   service.replies = [quota, down, (200, b'{'), blocked, answer(f'"{TEXT}"')]
-  clips = [(f'clip {i}', lambda: FRAMES) for i in range(6)]
+  clips = [(f'clip {i}', lambda: (FRAMES, 16.0)) for i in range(6)]
   store = captioning.Captions(tmp_path / 'captions.jsonl')
   report = captioning.write_captions(clips, Gemini('m'), store, workers=2)
   assert report.written == 5 and list(report.failed.values()) == ['blocked: SAFETY']

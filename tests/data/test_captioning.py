@@ -40,7 +40,7 @@ class Scripted:
 
 
 def clips(*numbers):
-  return [(f'set/{i}', lambda i=i: np.full_like(VIDEO, i)) for i in numbers]
+  return [(f'set/{i}', lambda i=i: (np.full_like(VIDEO, i), 16.0)) for i in numbers]
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +91,19 @@ def test_one_clip_fails_and_the_others_go_on(tmp_path):
   assert '10 characters' in report.failed['set/3'] and '2499 characters' in report.failed['set/4']
   assert report.failed['set/b'] == 'shard 3 is damaged'
   assert sorted(captioner.asked) == [0, 1, 2, 3, 4, 5]  # none twice
+
+
+def test_every_clip_has_its_own_time_base(tmp_path):
+  rates = {}
+
+  def describer(frames, fps):
+    rates[int(frames[0, 0, 0, 0])] = fps
+    return TEXT
+
+  describer.name = 'describer'
+  some = [(f'set/{i}', lambda i=i: (np.full_like(VIDEO, i), float(i))) for i in (5, 10, 15)]
+  assert write_captions(some, describer, Captions(tmp_path / 'c.jsonl')).written == 3
+  assert rates == {i: pytest.approx(i * 7 / 8) for i in (5, 10, 15)}  # 8 of 9 frames are shown
 
 
 def test_an_unexpected_error_is_not_hidden(tmp_path):
@@ -247,7 +260,7 @@ class Slow:
     sys.stdout.write('answered\\n')
     sys.stdout.flush()
     return 'A red ball rolls over a grey floor.'
-clips = [(str(i), lambda: np.zeros((9, 12, 16, 3), np.uint8)) for i in range(500)]
+clips = [(str(i), lambda: (np.zeros((9, 12, 16, 3), np.uint8), 16.0)) for i in range(500)]
 write_captions(clips, Slow(), Captions(sys.argv[1]), workers=4)
 """
 
@@ -311,7 +324,7 @@ def test_an_error_ends_the_waits_of_the_other_threads(tmp_path, monkeypatch):
   before, start = threading.active_count(), time.monotonic()
   captioner = Scripted(0.01, _0=[Unavailable('busy')], _9=[UserError('no such key')])
   fetched = []
-  fetch = lambda i: fetched.append(i) or np.full_like(VIDEO, min(i, 99))
+  fetch = lambda i: fetched.append(i) or (np.full_like(VIDEO, min(i, 99)), 16.0)
   with pytest.raises(UserError, match='no such key'):
     write_captions([(str(i), lambda i=i: fetch(i)) for i in range(500)], captioner, Captions(tmp_path / 'c'))
   assert len(fetched) < 200  # and no more clips are read

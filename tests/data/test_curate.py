@@ -226,7 +226,7 @@ def test_configuration():
   read.check()
   for wrong in (
     {'frames': 80}, {'shortest': 85}, {'fps': 0.0}, {'sizes': ((100, 96),)}, {'sizes': ()}, {'held_out': 1.0},
-    {'quality': 0},
+    {'quality': 0}, {'quality': 96},
   ):  # fmt: skip
     with pytest.raises(ConfigError, match=f'^{next(iter(wrong))}='):
       dataclasses.replace(Curation(), **wrong).check()

@@ -55,7 +55,7 @@ def test_a_pass_decodes_no_frame_twice(tmp_path, monkeypatch):
   decoded = []
   original = video._decoded
   monkeypatch.setattr(video, '_decoded', lambda *args: (decoded.append(at) or at for at in original(*args)))
-  cursor = video.Cursor(path)
+  cursor = video.Cursor(video.Video(path))
   decoded.clear()
   for i in range(0, COUNT, 3):
     assert shown(cursor.frame(i)) == i
@@ -77,7 +77,7 @@ def test_frames_that_do_not_decode_spoil_no_others(tmp_path):
     first, last = packets[keys[2]].pos, packets[keys[3]].pos
   data[first:last] = bytes(last - first)
   path.write_bytes(data)
-  cursor, lost = video.Cursor(path), []
+  cursor, lost = video.Cursor(video.Video(path)), []
   for i in range(COUNT):
     try:
       assert shown(cursor.frame(i)) == i
@@ -93,6 +93,25 @@ def test_a_film_without_time_stamps(tmp_path, monkeypatch):
   path = films.write(tmp_path / 'film.h264', pictures(), **options)
   order = [*np.random.default_rng(1).permutation(COUNT), 0, COUNT - 1, 0]
   assert [shown(video.cursor(path).frame(i)) for i in order] == order
+
+
+def chosen_frames(path, step):
+  return [shown(image) for image in video.Video(path).frames(range(0, COUNT, step), np.asarray)]
+
+
+@pytest.mark.parametrize('step', [1, 7])
+def test_frames_of_one_pass(path, step):
+  assert chosen_frames(path, step) == list(range(0, COUNT, step))
+
+
+@pytest.mark.parametrize('suffix', ['h264', 'ts', 'mkv', 'avi'])
+def test_a_pass_costs_no_more_than_a_few_whether_jumps_are_exact_or_not(tmp_path, monkeypatch, suffix):
+  monkeypatch.setattr(video, '_SEEK_AFTER', 4)
+  path = films.write(tmp_path / f'film.{suffix}', pictures(), **{'qp': '12'}, gop=250)
+  decoded, original = [], video._decoded
+  monkeypatch.setattr(video, '_decoded', lambda *args: (decoded.append(at) or at for at in original(*args)))
+  assert chosen_frames(path, 6) == list(range(0, COUNT, 6))
+  assert len(decoded) <= 5 * COUNT
 
 
 def test_each_process_has_its_own_place(tmp_path, monkeypatch):

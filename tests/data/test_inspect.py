@@ -7,6 +7,7 @@ import pytest
 from one4d_jax.data import codec, example, inspect, prepared, render, shards
 from one4d_jax.errors import DataError
 from one4d_jax.viewer import scene as scenes
+from tests.data.test_shards import safetensors_of
 
 CLIPS = [render.clip(i, frames=5, height=32, width=48, supersample=1) for i in range(3)]
 META = {
@@ -16,6 +17,7 @@ META = {
   'curation': {'quality': 92, 'limits': {'motion': 0.5}},
   'unverified': ['a long sentence ' * 30],
 }
+BFLOAT = b'{"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
 
 
 @pytest.fixture(scope='module')
@@ -94,6 +96,7 @@ def test_one_file(out, tmp_path):
   for name, payload, expected in (
     ('other', example.pack({'image': b'abc'}), 'image: uint8 [3]'),
     ('bytes', b'\xff' * 40, 'payload: uint8 [40]'),
+    ('bfloat', safetensors_of(BFLOAT, bytes(2)), f'payload: uint8 [{8 + len(BFLOAT) + 2}]'),
   ):
     shards.write_file(tmp_path / name, [payload])
     assert expected in inspect.describe(tmp_path / name)
@@ -111,7 +114,7 @@ def test_nothing_to_describe(tmp_path):
 
 
 def test_a_clip_as_a_scene(out):
-  scene = inspect.scene_of(out / 'proc' / '1.0.0', 1)
+  scene = inspect.scene_of(inspect.clip_of(out / 'proc' / '1.0.0', 1))
   clip = CLIPS[1]
   np.testing.assert_array_equal(scene.valid, clip.valid)
   np.testing.assert_allclose(scene.depth, clip.depth, rtol=1e-4)
@@ -124,15 +127,12 @@ def test_a_clip_as_a_scene(out):
   np.testing.assert_allclose(
     [K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2], z], [u + 0.5, v + 0.5, clip.depth[f, v, u]], rtol=1e-4
   )
-  same = inspect.scene_of(out / 'train', 1)
-  np.testing.assert_array_equal(same.rgb, scene.rgb)
+  np.testing.assert_array_equal(inspect.clip_of(out / 'train', 1).rgb, scene.rgb)
   assert inspect.clip_of(out / 'proc' / '1.0.0', 0, 'dropped').meta == CLIPS[2].meta
 
 
-def test_metres_are_told(out, monkeypatch):
-  clip = dataclasses.replace(CLIPS[0], meta={'metric': True})
-  monkeypatch.setattr(inspect, 'clip_of', lambda *_: clip)
-  assert inspect.scene_of(out, 0).scale == 1
+def test_metres_are_told():
+  assert inspect.scene_of(dataclasses.replace(CLIPS[0], meta={'metric': True})).scale == 1
 
 
 @pytest.mark.parametrize('index', [2, -1])

@@ -100,6 +100,45 @@ def test_a_run_that_died_goes_on(job, monkeypatch, tmp_path):
   }
 
 
+@pytest.mark.parametrize('lost', ['later', 'meanwhile', 'before a unit is made again'])
+def test_a_source_that_is_away_costs_no_clip(job, monkeypatch, tmp_path, lost):
+  source, away, make = tmp_path / 'disk', tmp_path / 'away', preparation.make_unit
+  shutil.copytree(job.root, source)
+  job = dataclasses.replace(job, root=str(source))
+
+  def leaves(job, number):
+    done = make(job, number)
+    source.rename(away)
+    if lost == 'later':
+      raise KeyboardInterrupt
+    return done
+
+  if lost == 'before a unit is made again':
+    run(job)
+    source.rename(away)
+    next(job.work.glob('unit-00001.*.array_record')).unlink()
+  else:
+    monkeypatch.setattr(preparation, 'make_unit', leaves)
+    with pytest.raises((KeyboardInterrupt, DataError)):
+      run(job)
+    monkeypatch.undo()
+    assert [path.name for path in job.work.glob('unit-*.json')] == ['unit-00000.json']
+  with pytest.raises(DataError, match='disk'):
+    run(job)
+  away.rename(source)
+  made = run(job)
+  assert len(ids(made, 'train')) == RECORDINGS * (FRAMES // CUT) and not prepared.read_meta(made)['problems']
+
+
+def test_a_folder_that_is_no_version_is_let_be(job):
+  made = run(job)
+  for name in ('1.0.0_old', '1.0.0.bak', '1.5.0-copy'):
+    shutil.copytree(made, job.folder / name)
+  assert run(job) == made
+  limits = dataclasses.replace(OPEN, known=2.0)
+  assert run(dataclasses.replace(job, curation=dataclasses.replace(job.curation, limits=limits))).name == '1.1.0'
+
+
 def test_other_limits_make_a_new_version_without_the_source(job, tmp_path):
   source = shutil.copytree(job.root, tmp_path / 'copy')
   job = dataclasses.replace(job, root=str(source))
@@ -215,14 +254,14 @@ def test_nothing_readable_is_an_error(job, tmp_path):
   source = shutil.copytree(job.root, tmp_path / 'damaged')
   for depth in source.rglob('depth_left/*.npy'):
     depth.write_bytes(b'')
-  with pytest.raises(DataError, match='none of the 6 clips'):
+  with pytest.raises(DataError, match=r'none of the 6 clips .*tartanair/.*\.npy.*; remove .*work to read them again$'):
     run(dataclasses.replace(job, root=str(source)))
 
 
 def test_too_short_recordings_are_named(job):
   made = run(dataclasses.replace(job, curation=dataclasses.replace(job.curation, frames=17)))
   assert len(prepared.open(made, 'train')) == RECORDINGS
-  with pytest.raises(DataError, match='none of the 0 clips'):
+  with pytest.raises(DataError, match=r'none of the 0 clips .*: 20 frames are too short for a clip; remove'):
     run(
       dataclasses.replace(job, out=job.out / 'long', curation=dataclasses.replace(job.curation, frames=33, shortest=33))
     )
@@ -234,8 +273,12 @@ class Describer:
   name = 'describer'
   asked = 0
 
+  def __init__(self):
+    self.rates = set()
+
   def __call__(self, frames, fps):
     self.asked += 1
+    self.rates.add(fps * (CUT - 1) / (len(frames) - 1))  # of the clip
     return f'A scene of mean brightness {frames.mean():.2f}, seen by a camera that moves.'
 
 
@@ -245,5 +288,6 @@ def test_captions_make_a_version_and_are_asked_once(job):
   source = prepared.open(made)
   assert (first.name, made.name, describer.asked) == ('1.0.0', '1.1.0', len(source))
   assert all('brightness' in source[i].caption for i in range(len(source)))
+  assert describer.rates == {10.0}, 'the rate of the source, not the one asked for'
   assert prepared.open(first)[0].caption == ''
   assert preparation.caption(job, made, describer) == made == run(job) and describer.asked == len(source)

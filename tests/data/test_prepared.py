@@ -306,6 +306,19 @@ def test_a_flipped_byte_is_noticed(copy):
   same(prepared.open(copy)[0], CLIPS[0], 'caption 0')  # the others can still be read
 
 
+def test_a_record_that_does_not_decode_names_its_file(tmp_path):
+  record = codec.encode(CLIPS[0], quality=92)
+  path, lengths = tmp_path / 'part', record['jpeg_lengths'] + np.int32([1, 0, 0, 0, 0])
+  shards.write_file(path, [PAYLOADS[0], prepared.serialise(record | {'jpeg_lengths': lengths})])
+  rows = [row(0, 'train'), row(0, 'train')]
+  made = prepared.finish(tmp_path / 'proc' / '1.0.0', name='proc', shards={'train': [path]}, rows=rows, meta=META)
+  source = prepared.open(made)
+  source[0]
+  source.record(1)
+  with pytest.raises(DataError, match=r'1\.0\.0/proc-train.*00000-of-00001: clip 1 of train is damaged: .* of JPEG'):
+    source[1]
+
+
 def rewrite(copy, change):
   """`clips.jsonl` with other rows, and checksums that fit it."""
   path = copy / 'clips.jsonl'

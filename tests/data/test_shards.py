@@ -46,7 +46,7 @@ def test_round_trip(tmp_path):
   for i in (0, 6, 3, 2):
     same(source[i], record(i))
   same(source[np.int64(-1)], record(6))
-  assert shards.read_meta(tmp_path / 'set') == source.meta == {'level': 'easy'}
+  assert source.meta == {'level': 'easy'}
   assert os.listdir(tmp_path) == ['set']
   shards.verify(tmp_path / 'set')
   with pytest.raises(IndexError):
@@ -142,7 +142,7 @@ def test_damage_is_noticed(tmp_path):
     shards.open(folder)
   (folder / 'dataset.json').unlink()
   with pytest.raises(DataError, match=r'no dataset\.json'):
-    shards.read_meta(folder)
+    shards.open(folder)
 
 
 def test_progress_is_shown_when_named(tmp_path, capsys):
@@ -239,6 +239,30 @@ def test_a_damaged_file_is_noticed(tmp_path):
     for payload in shards.read_file(path):
       read.append(payload)
   assert read and read == payloads[: len(read)]
+
+
+def safetensors_of(header: bytes, data: bytes = b'') -> bytes:
+  return len(header).to_bytes(8, 'little') + header + data
+
+
+@pytest.mark.parametrize(
+  'payload',
+  [
+    b'',
+    b'\xff' * 40,
+    safetensors_of(b'[]'),
+    safetensors_of(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', bytes(4)),
+    safetensors_of(b'{"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}', bytes(4)),
+    safetensors_of(b'{"__metadata__":{"a":1}}'),
+  ],
+)
+def test_what_is_no_record(tmp_path, monkeypatch, payload):
+  with pytest.raises(DataError, match='no safetensors of NumPy arrays'):
+    shards.decode(payload)
+  monkeypatch.setattr(shards, 'encode', lambda _: payload)
+  shards.write(tmp_path / 'set', [record(0)])
+  with pytest.raises(DataError, match='set: record 0 is damaged: it is no safetensors'):
+    shards.open(tmp_path / 'set')[0]
 
 
 def test_the_same_record_is_the_same_bytes():

@@ -45,6 +45,17 @@ def test_the_minimum_does_not_depend_on_where_the_search_starts(monkeypatch):
     np.testing.assert_allclose(np.abs(again[0] * p + again[1] - g).sum(), np.abs(s * p + t - g).sum(), rtol=1e-13)
 
 
+def test_many_values_that_mostly_say_nothing_of_the_scale_are_searched_all_the_same(monkeypatch):
+  """Those that are looked at first are constant: they ask for a scale of zero, from which no step would lead."""
+  p, g = pair(3000)
+  p[::10] = 1.0
+  want = alignment(p, g, 'scale_shift')
+  monkeypatch.setattr('one4d_jax.evaluation.alignment._MANY', 1000)
+  found = alignment(p, g, 'scale_shift')
+  assert found[0] > 1
+  np.testing.assert_allclose(*(np.abs(s * p + t - g).sum() for s, t in (found, want)), rtol=1e-13)
+
+
 def test_least_squares_equal_those_of_linear_algebra():
   p, g = pair()
   want = np.linalg.lstsq(np.stack([p, np.ones_like(p)], axis=1), g, rcond=None)[0]

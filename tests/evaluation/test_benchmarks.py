@@ -24,13 +24,14 @@ class Oracle:
   """Knows every held-out clip by its first frame. Untrained, it shows invalid pixels only."""
 
   trained: bool = True
+  on_device: bool = False
   name: str = 'oracle'
   hash: str = '0123456789abcdef'
   config = types.SimpleNamespace(**SIZE)
   record = types.MappingProxyType({})
 
   def untrained(self):
-    return Oracle(trained=False)
+    return dataclasses.replace(self, trained=False)
 
 
 def run(options: list[str]) -> int:
@@ -45,11 +46,13 @@ def oracle(monkeypatch):
 
   def generate(bundle, video, observed, prompt, *, seed=0, **options):
     calls.append((bundle.trained, observed, prompt, options))
+    assert bundle.on_device, 'each call would copy the weights'
     code = codes[video[0].tobytes()]
     return model.Generated(rgb=video * 0.99, xyz=code if bundle.trained else np.full_like(code, -1))
 
   monkeypatch.setattr(model, 'generate', generate)
   monkeypatch.setattr(bundle, 'load', lambda path: Oracle())
+  monkeypatch.setattr(bundle, 'on_device', lambda found: dataclasses.replace(found, on_device=True))
   return calls
 
 
@@ -89,6 +92,10 @@ def test_without_arguments_it_says_what_is_needed(capsys):
     (['--config', 'configs/eval.py', '--config.clips=many'], 'must be of type int'),
     (['--config', 'configs/eval.py', '--config.task=text'], 'task='),
     (['--config', 'configs/eval.py', '--config.methods=[nerf]'], "names 'nerf'"),
+    (['--config', 'configs/eval.py', '--config.seed=-1'], 'seed=-1 must be in 0 .. 4294967295'),
+    (['--config', 'configs/eval.py', '--config.height=-16', '--config.width=-16'], 'height=-16 and width=-16'),
+    (['--config', 'configs/eval.py', '--config.levels=[simple]'], "levels names 'simple'; choose from easy, medium, h"),
+    (['--config', 'configs/eval.py', '--config.train_levels=[hard]'], "names 'hard'; choose from easy, medium\n"),
   ],
 )
 def test_mistakes_are_one_line(options, message, capsys):

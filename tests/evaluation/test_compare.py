@@ -217,6 +217,14 @@ def test_pictures_of_a_prediction_are_kept_in_the_colours_of_the_truth(tmp_path)
   assert Image.open(preview.path(tmp_path / 'tum', preview.TRUTH, 'a')).size == (480, 80)
 
 
+def test_a_method_called_truth_does_not_pass_for_the_truth(tmp_path):
+  depth = np.linspace(1, 4, 5 * 20 * 30).reshape(5, 20, 30).astype(np.float32)
+  truth = Truth(name='a', rgb=np.full((5, 20, 30, 3), 200, np.uint8), depth=depth)
+  preview.keep(tmp_path, 'truth', truth, Prediction(rgb=-np.ones((5, 20, 30, 3), np.float32)), {})
+  true, found = (Image.open(preview.path(tmp_path, method, 'a')) for method in (preview.TRUTH, 'truth'))
+  assert true.size == (480, 160) and found.size == (480, 80) and np.asarray(found).max() < 5
+
+
 def test_the_page_shows_everything_without_a_network(two, tmp_path, page):
   path = pages.write(two, tmp_path / 'out')[0]
   refused = block_network(page)

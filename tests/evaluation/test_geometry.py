@@ -6,7 +6,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from one4d_jax.errors import DataError
-from one4d_jax.evaluation import edges, points, reprojection, resize
+from one4d_jax.evaluation import benchmarks, edges, points, protocol, reprojection, resize, score
+from one4d_jax.evaluation.sequence import Prediction
 from one4d_jax.model import pointmap
 from tests.evaluation import downloads
 
@@ -85,6 +86,14 @@ def test_a_wrong_camera_is_seen_and_what_moves_is_left_out():
   usable[:, :, :10] = False
   assert reprojection.reprojection(depth, usable, K, poses)['consistency'] == 1
   assert reprojection.reprojection(depth, usable & False, K, poses) == {'reprojection': None, 'consistency': None}
+
+
+def test_masks_are_compared_on_the_grid_of_the_prediction():
+  clip, procedural = downloads.clip(frames=4), protocol.load('procedural')
+  scored = lambda valid: score.score(benchmarks.truth(clip, 'a'), Prediction(valid=valid), procedural)
+  half = resize.nearest(clip.valid, 8, 16)
+  assert scored(half)['geometry'] == {'valid_iou': 1.0} and scored(~half)['geometry'] == {'valid_iou': 0.0}
+  assert scored(half[:3])['skipped']['geometry'] == 'the prediction has 3 masks, the sequence 4 frames'
 
 
 def squares(shift=0):

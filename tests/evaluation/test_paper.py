@@ -69,7 +69,6 @@ def test_the_procedural_world_is_in_no_column_of_the_paper():
   of_paper, own = text.split('## The same settings on the procedural world')
   assert '0.99' not in of_paper and own.count('0.990') == 7 and 'none of its numbers belongs beside these' in own
   assert '0.273' not in own
-  assert '## The same' not in paper.markdown(table, paper.measure(table, world, world=False))
 
 
 def test_rows_of_other_methods_are_quoted_only():

@@ -62,7 +62,7 @@ class Network:
 @pytest.fixture
 def package(monkeypatch):
   video.load_lpips.cache_clear()
-  module = types.SimpleNamespace(LPIPS=Network, im2tensor=lambda image: image)
+  module = types.SimpleNamespace(LPIPS=Network, im2tensor=lambda image: image.astype(float))
   monkeypatch.setitem(sys.modules, 'lpips', module)
   yield module
   video.load_lpips.cache_clear()

@@ -6,7 +6,7 @@ import pytest
 
 from one4d_jax.errors import DataError, ShapeError
 from one4d_jax.geometry import se3
-from one4d_jax.geometry.align import Similarity, scale_shift, umeyama
+from one4d_jax.geometry.align import Similarity, nearest_rotation, scale_shift, umeyama
 
 POINTS = np.random.default_rng(0).normal(size=(40, 3))
 MOTION = np.asarray(se3.exp(jnp.asarray([0.5, -1, 2, 0.4, 1.8, -0.9], jnp.float32)), np.float64)
@@ -49,7 +49,13 @@ def test_poses_follow_their_points():
 def test_scale_and_shift():
   x = np.random.default_rng(1).uniform(1, 5, 100)
   np.testing.assert_allclose(scale_shift(x, 2 * x - 0.5), (2, -0.5))
-  np.testing.assert_allclose(scale_shift(x, 2 * x, with_shift=False), (2, 0))
+
+
+def test_the_nearest_rotation_of_a_mirrored_or_stretched_one_is_a_rotation():
+  turn = KNOWN.rotation
+  found = nearest_rotation(np.stack([turn, 3 * turn, turn @ np.diag([1, 2, 3]), turn @ np.diag([3, 2, -1])]))
+  np.testing.assert_allclose(found, np.broadcast_to(turn, (4, 3, 3)), atol=1e-12)
+  np.testing.assert_allclose(nearest_rotation(turn), turn, atol=1e-12)
 
 
 def test_refusals():

@@ -63,10 +63,10 @@ def test_two_processes_compute_together(tmp_path):
   program = f"""
 import pathlib
 from one4d_jax.parallel import distributed
-from tests.parallel.test_distributed import parser, together
+from tests.parallel.test_distributed import describe, parser, together
 with distributed.start(parser().parse_args([])):
   import jax
-  pathlib.Path({str(tmp_path)!r}, str(jax.process_index())).write_text(f'{{distributed.describe()}}: {{together()}}')
+  pathlib.Path({str(tmp_path)!r}, str(jax.process_index())).write_text(f'{{describe()}}: {{together()}}')
 """
   out = bash('local.sh', '-n', '2', '-c', '2', '--', sys.executable, '-c', program, PYTHONPATH=str(ROOT))
   assert out.returncode == 0, out.stdout
@@ -249,4 +249,7 @@ def test_a_pod_without_hosts(tmp_path):
   command(tmp_path, 'gcloud', 'exit 0')
   out = bash('tpu_pod.sh', 'pod', 'zone', path=tmp_path)
   assert (out.returncode, out.stderr) == (2, 'error: gcloud names no host of the TPU pod in zone\n')
-  assert bash('tpu_pod.sh').returncode == 2 and 'NAME ZONE' in bash('tpu_pod.sh', '-h').stdout
+  assert bash('tpu_pod.sh').returncode == 2
+  for word in ('-h', '--help'):
+    out = bash('tpu_pod.sh', word)
+    assert out.returncode == 0 and 'NAME ZONE' in out.stdout

@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     with distributed.main_first():
       time.sleep(args.late if distributed.is_main() else 0)
     total = together()
-    print(f'{distributed.describe()}, main {distributed.is_main()}, total {total:g}', file=sys.stderr)
+    print(f'{describe()}, main {distributed.is_main()}, total {total:g}', file=sys.stderr)
     if args.fault and jax.process_index() == 1:
       {'killed': lambda: os.kill(os.getpid(), signal.SIGKILL), 'failed': fail}[args.fault]()
     if args.fault:
@@ -50,6 +50,15 @@ def main(args: argparse.Namespace) -> None:
     if distributed.is_main() and args.late:
       time.sleep(HEARTBEAT + 1)  # the others wait for whatever process 0 still writes
   print('ended', file=sys.stderr)
+
+
+def describe() -> str:
+  """``2 processes x 4 x cpu``."""
+  import jax
+
+  processes = jax.process_count()
+  text = f'{jax.local_device_count()} x {jax.devices()[0].device_kind}'
+  return text if processes == 1 else f'{processes} processes x {text}'
 
 
 def together() -> float:

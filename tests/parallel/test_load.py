@@ -11,7 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 import one4d_jax
 from one4d_jax.errors import CheckpointError, ConfigError
+from one4d_jax.model import files
 from one4d_jax.nn import quantize
+from one4d_jax.parallel import load
 from one4d_jax.wan import dit
 from one4d_jax.wan.config import DiTConfig
 from tests import converted
@@ -105,3 +107,13 @@ def test_truncated_folders_are_refused(tmp_path):
 def test_unknown_dtypes_are_named(bundle):
   with pytest.raises(ConfigError, match=r"dtype='int4'.*bfloat16"):
     one4d_jax.load_base(bundle, dtype='int4')
+
+
+@pytest.mark.parametrize(
+  'content', [b'{"a": "\xc7\x28"}', b'{', b'[]', b'{"references": 3}', b'{"references": {"base": {}}}']
+)
+def test_a_damaged_description_is_named(tmp_path, content):
+  (tmp_path / 'bundle.json').write_bytes(content)
+  for read in (load.open_bundle, files.find_parts, one4d_jax.load_base):
+    with pytest.raises(CheckpointError, match=rf'weights at {str(tmp_path)!r} cannot be read'):
+      read(tmp_path)

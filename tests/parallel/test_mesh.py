@@ -8,7 +8,7 @@ import pytest
 
 from one4d_jax.errors import ConfigError
 from one4d_jax.parallel import mesh as meshes
-from one4d_jax.parallel.layout import batch_parts, check_batch, rows
+from one4d_jax.parallel.layout import batch_parts, check_batch, for_sampling, rows
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,11 @@ def test_a_batch_that_does_not_divide_is_refused():
   with pytest.raises(ConfigError, match=r'sequence=2 does not divide the 5 attention heads.*attention=ring'):
     check_batch(mesh, 8, heads=5, attention='ulysses')
   check_batch(mesh, 8, heads=5, attention='ring')
+
+
+def test_sampling_takes_a_ring_where_ulysses_cannot_divide_the_heads():
+  mesh = meshes.make('sequence=2,tensor=4')
+  assert [for_sampling(mesh, heads).attention for heads in (8, 12, 40)] == ['ulysses', 'ring', 'ulysses']
 
 
 def test_described():

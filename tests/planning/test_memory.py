@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import types
 
 import jax
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from benchmarks import planning as benchmark
 from one4d_jax.errors import ConfigError
 from one4d_jax.parallel import mesh as meshes
+from one4d_jax.parallel.layout import MeshLayout
 from one4d_jax.planning import compiled, hardware, memory, programs
 from one4d_jax.planning.hardware import GIB
 from tests.planning import small
@@ -85,10 +87,34 @@ def test_a_batch_that_cannot_be_split_is_refused():
     held(mesh='fsdp=3')
 
 
+def test_encoding_takes_no_other_mesh():
+  assert held(mesh='fsdp=8', task='encode') == held(task='encode')
+  with pytest.raises(ConfigError, match=r"mesh 'fsdp=4,sequence=2': encoding .* leave --mesh out"):
+    held(mesh='fsdp=4,sequence=2', task='encode')
+
+
+@pytest.mark.parametrize(
+  'task, name', [('sample', 'begin'), ('sample', 'decode'), ('encode', 'vae'), ('encode', 'decode')]
+)
+def test_programs_are_those_of_the_platform_that_is_planned_for(task, name, monkeypatch):
+  """And not those of the CPU that plans, whose convolutions over time are folded into channels."""
+  monkeypatch.setattr(MeshLayout, 'platform', 'gpu')
+  config = small.config('data.height=16', 'data.width=48')  # of its own: what is traced is kept by size
+  assert '[b, 0, 1, 2, f]' in programs.programs(task, config, meshes.make('fsdp'))[name].lower().as_text()
+
+
 def test_a_refusal_is_read():
   tpu = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 34.50G of 31.25G hbm. Exceeded by 3.25G.'
   assert compiled.refusal(tpu) == {'needs': int(34.5 * GIB), 'available': int(31.25 * GIB)}
   assert compiled.refusal('INTERNAL: something\n else') == {'not_compiled': 'INTERNAL: something else'}
+
+
+def test_a_compiler_that_ends_without_a_word(monkeypatch):
+  monkeypatch.setattr(hardware, 'missing_plugin', lambda kind: None)
+  ended = types.SimpleNamespace(returncode=1, stdout='', stderr='\n')
+  monkeypatch.setattr(compiled.subprocess, 'run', lambda *args, **kwargs: ended)
+  found = compiled.compiled(hardware.parse('h100:8'), 'train', small.config(), 'fsdp', name='step')
+  assert found == {'not_compiled': 'no message'}
 
 
 def test_collectives_are_counted():

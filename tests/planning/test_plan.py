@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import shlex
+import types
 
 import jax
 import pytest
 
 from one4d_jax import cli, plan, sample, train
-from one4d_jax.planning import guard, hardware, report
+from one4d_jax.planning import advice, guard, hardware, report
 from one4d_jax.planning.hardware import GIB
 
 
@@ -27,7 +29,8 @@ def test_a_plan_that_fits(tmp_path, capsys):
   memory = found['memory']
   assert sum(memory['parts'].values()) == memory['peak'] and memory['fits'] and memory['source'] == 'model'
   assert found['recipe']['price'] == pytest.approx([2.5 * h for h in found['recipe']['device_hours']])
-  assert found['command'].endswith('--topology h100:8 --task train --no-compile --price-per-device-hour 2.5')
+  words = ['python', '-m', 'one4d_jax.plan', '--no-compile', '--price-per-device-hour', '2.5']
+  assert shlex.split(found['command']) == [*words, '--out', str(tmp_path / 'plan')]
   page = (tmp_path / 'plan/plan.html').read_text()
   assert page.count('<i title=') == 7 and 'http' not in page  # pieces of the bar; nothing is fetched
 
@@ -36,6 +39,12 @@ def test_too_little_memory_is_a_result(tmp_path, capsys):
   assert run(tmp_path, '--topology', 'h200:1') == 0
   assert 'has 141.0 GiB; try --config.train.batch=1 --config.train.accumulation=32 (' in capsys.readouterr().out
   assert not written(tmp_path)['memory']['fits']
+
+
+def test_the_machine_is_that_of_the_paper_unless_one_is_named(tmp_path):
+  assert run(tmp_path, '--config.train.seed=3', '--mesh', 'fsdp') == 0
+  found = written(tmp_path)
+  assert found['topology'] == 'h100:8' and found['command'].endswith('--config.train.seed=3')
 
 
 def test_a_batch_is_split_as_the_mesh_needs_it(tmp_path, capsys):
@@ -62,6 +71,7 @@ def test_other_tasks_and_the_search(tmp_path, capsys):
     (['--topology', 'h100:64'], 'into 64 parts, and a step has 32 samples'),
     (['--topology', 'h100:8', '--price-per-device-hour', '-1'], 'must be above 0'),
     (['--topology', 'h100:8', '--config.train.stage=vae'], 'there are plans for one4d alone'),
+    (['--topology', 'h100:8', '--task', 'encode', '--mesh', 'sequence=-1'], 'leave --mesh out, or give fsdp'),
   ],
 )
 def test_mistakes(tmp_path, capsys, arguments, message):
@@ -89,6 +99,23 @@ def test_a_compiled_peak_is_split_by_the_model(monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(compiled, 'compiled', lambda *args, **kwargs: {'needs': 83 * GIB, 'available': 80 * GIB})
   assert cli.run(plan.main, plan.parser(), ['--out', str(tmp_path / 'plan'), '--topology', 'h100:8']) == 0
   assert 'does not fit: needs 83.0 GiB a device, has 80.0 GiB; try --config' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('advance', 'source'), [('not_compiled', 'model'), ('needs', 'refused'), ('peak', 'compiled')])
+def test_a_part_that_does_not_compile_leaves_the_model_to_answer(advance, source, monkeypatch, tmp_path):
+  from one4d_jax.planning import compiled
+
+  said = {
+    'begin': {'peak': GIB},
+    'advance': {'not_compiled': 'too long', 'needs': 200 * GIB, 'peak': 9 * GIB},
+    'decode': {'peak': 2 * GIB},
+  }
+  answer = lambda *args, name, **kwargs: said[name] if name != 'advance' else {advance: said[name][advance]}
+  monkeypatch.setattr(compiled, 'compiled', answer)
+  options = ['--out', str(tmp_path / 'plan'), '--topology', 'h100:8', '--task', 'sample']
+  assert cli.run(plan.main, plan.parser(), options) == 0
+  memory = written(tmp_path)['memory']
+  assert memory['source'] == source and memory['peak'] > 8 * GIB and memory['fits'] == (source != 'refused')
 
 
 def test_a_narrow_margin_is_said(tmp_path, capsys):
@@ -138,6 +165,19 @@ def test_a_run_that_cannot_fit_is_refused_with_the_change_that_would_do():
     guard.check('train', paper, 'fsdp', [far] * 4 + [Device()] * 4)
 
 
+def test_only_what_changes_is_suggested():
+  from one4d_jax import config as configs
+
+  def said(mesh, **changes):
+    config = configs.load('configs/one4d.py', ['model.int8=True'])
+    choice = advice.Choice(config, mesh, {name.replace('_', '.', 1): value for name, value in changes.items()})
+    return guard.suggestion('sample', advice.Option(choice, types.SimpleNamespace(peak=30 * GIB), None))
+
+  assert said('sequence=2') == 'try --mesh sequence=2 (30.0 GiB)', 'its base is int8 as it is'
+  assert said('fsdp', model_int8=True, data_frames=33) == 'try a base converted with --int8 and frames 33 (30.0 GiB)'
+  assert said('fsdp') == 'try --mesh fsdp (30.0 GiB)'
+
+
 def test_train_ends_with_status_3(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(guard, 'host_memory', lambda: 1000)
   monkeypatch.setattr('one4d_jax.parallel.load.part', lambda *args, **kwargs: pytest.fail('weights were loaded'))
@@ -146,7 +186,7 @@ def test_train_ends_with_status_3(tmp_path, capsys, monkeypatch):
   argv = ['--config', 'configs/one4d.py:tiny', f'--config.model.weights={EMBEDDED}', '--config.train.batch=8']
   argv += ['--workdir', str(tmp_path / 'run')]
   assert cli.run(train.main, train.parser(), argv) == 3
-  assert 'this host has 0.0 GiB' in capsys.readouterr().err
+  assert 'this host has 0.0 MiB' in capsys.readouterr().err
   monkeypatch.setattr('one4d_jax.parallel.load.open_bundle', lambda path: pytest.fail('as far as this'))
   with pytest.raises(pytest.fail.Exception, match='as far as this'):
     cli.run(train.main, train.parser(), [*argv, '--no-plan-check'])

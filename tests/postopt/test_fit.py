@@ -11,6 +11,7 @@ import pytest
 from one4d_jax.errors import ConfigError, DataError
 from one4d_jax.geometry import se3
 from one4d_jax.model import pointmap
+from one4d_jax.postopt import fit
 from one4d_jax.postopt.fit import Cameras, fit_cameras
 from one4d_jax.postopt.options import AdamOptions, FitOptions
 from one4d_jax.postopt.problem import Problem, Solution, normal_equations
@@ -336,6 +337,18 @@ def test_frames_without_pixels_take_the_camera_between_their_neighbours():
   np.testing.assert_array_equal(found.world_from_cam[0], np.eye(4))  # known: it is the world
   np.testing.assert_allclose(found.world_from_cam[19], found.world_from_cam[18], atol=1e-6)
   np.testing.assert_allclose(found.K, truth.K, rtol=1e-5)
+
+
+def test_the_start_too_sees_enough_of_a_sparse_frame():
+  """At most every 12th of these 49152 pixels would be looked at, and none of the 40 that frame 1 has."""
+  weight = np.ones((2, 192 * 256), np.float32)
+  weight[1] = 0
+  weight[1, 7 : 7 + 40 * 24 : 24] = 1
+  problem = Problem(jnp.zeros((*weight.shape, 3)), jnp.zeros((weight.shape[1], 2)), jnp.asarray(weight))
+  coarse = fit._coarse(problem)
+  assert (coarse.weight > 0).sum(1).min() >= fit.MIN_PIXELS and len(coarse.pixels) == coarse.weight.shape[1]
+  many = fit._coarse(dataclasses.replace(problem, weight=jnp.ones_like(problem.weight)))
+  assert many.weight.shape[1] == fit.TARGET_PIXELS
 
 
 @pytest.mark.slow

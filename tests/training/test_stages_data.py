@@ -3,14 +3,17 @@
 import dataclasses
 import shutil
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 from one4d_jax import cli
 from one4d_jax import config as configs
 from one4d_jax import encode as encoding
-from one4d_jax.data import pipeline, prepared, shards
+from one4d_jax.data import pipeline, prepared, procedural, shards
 from one4d_jax.errors import DataError
 from one4d_jax.model import bundle as bundles
 from one4d_jax.model import umc
@@ -19,7 +22,8 @@ from one4d_jax.parallel import mesh as meshes
 from one4d_jax.parallel.layout import MeshLayout
 from one4d_jax.training import latents, sets
 from one4d_jax.training.stages import SIGMAS, STAGES
-from tests import encoded
+from one4d_jax.wan.vae import WanVAE, latent_grid, video_size
+from tests import converted, encoded
 
 SETTINGS = {'tasks': umc.PROBABILITIES, 'text_only': 0.1, 'text_dropout': 0.3, 'image_dropout': 0.3}
 
@@ -166,6 +170,16 @@ def test_validation_without_held_out_clips_says_so(tmp_path, capsys):
   assert len(found.records) == 2 and 'holds out no clips' in capsys.readouterr().err
 
 
+def test_a_source_without_clips_to_train_on_is_named(home, tmp_path, monkeypatch):
+  data = encoded.prepare(tmp_path, train=0)
+  for source in (str(data), f'{home / "rooms" / "1.0.0"}@1,{data}@1'):
+    with pytest.raises(DataError, match=rf'{data} has no clips to train on; loosen the limits'):
+      sets.training(config(source).data)
+  monkeypatch.setattr(prepared, 'splits', lambda folder: ('dropped',))
+  with pytest.raises(DataError, match=rf'{data} has no clips to train on'):
+    sets.validation(config(str(data)).data)
+
+
 def test_sources_are_mixed_by_weight_and_size(home, tmp_path):
   data = encoded.prepare(tmp_path, train=4, sizes=((5, 32, 32), (5, 32, 48), (5, 32, 32), (5, 32, 32)))
   found = sets.training(config(f'{data}@3,{home / "latents"}@1').data)
@@ -179,6 +193,39 @@ def test_the_vae_trains_on_clips_only(home, bundle):
   for name in ('vae', 'base'):
     with pytest.raises(DataError, match='prepared set'):
       stage_of(bundle, str(home / 'latents'), name)
+
+
+def test_a_converted_vae_is_what_its_training_starts_from(home, bundle, tmp_path):
+  """From its folder, though it is not among the parameters, and in the dtype of training."""
+  shapes = nn.unbox(jax.eval_shape(bundle.vae.init, jax.random.key(0)))
+  tree = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, ml_dtypes.bfloat16), shapes)
+  converted.write(tmp_path / 'vae', 'vae', dataclasses.asdict(bundle.config.vae), tree, dtype='bfloat16')
+  bundles.write_description(tmp_path, bundle.config, {})
+  opened = load.open_bundle(tmp_path)
+  assert not opened.params
+  given = stage_of(opened, str(home / 'rooms' / '1.0.0'), 'vae').given
+  assert jax.tree.map(lambda leaf: leaf.shape, given) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+  assert all(leaf.dtype == np.float32 and (leaf == 0.5).all() for leaf in jax.tree.leaves(given))
+
+
+def test_the_vae_takes_large_clips_in_pieces(home, bundle, monkeypatch):
+  stage, chunks = stage_of(bundle, str(home / 'rooms' / '1.0.0'), 'vae'), []
+
+  def encode(self, params, video, *, chunk=None):
+    chunks.append(chunk)
+    return jnp.zeros((len(video), *latent_grid(*video.shape[1:4]), self.cfg.latent_channels))
+
+  def decode(self, params, z, *, chunk=None):
+    chunks.append(chunk)
+    return jnp.zeros((len(z), *video_size(*z.shape[1:4]), 3))
+
+  monkeypatch.setattr(WanVAE, 'encode', encode)
+  monkeypatch.setattr(WanVAE, 'decode', decode)
+  video = np.broadcast_to(np.float16(0), (81, 128, 224, 3))
+  jax.eval_shape(stage._round_trip, {}, np.stack([video, video]))
+  stage.sets = [dataclasses.replace(stage.sets[0], records=[{'rgb': video.astype(np.uint8), 'xyz': video}])]
+  stage.finished({})
+  assert chunks == [1, 1, 1]
 
 
 def test_a_base_trains_on_prepared_clips(home, bundle):
@@ -215,6 +262,18 @@ def test_tokens_and_features_agree(home, bundle, complete, tmp_path):
   a = completed(complete, bundle, [draw(tokens, i) for i in range(12)])
   b = completed(complete, bundle, [draw(features, i, null=null, text_len=160) for i in range(12)])
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=4e-3, atol=4e-3), a, b)
+
+
+def test_other_clips_or_masks_are_not_taken_from_the_cache(bundle, tmp_path):
+  size = {'frames': 5, 'height': 32, 'width': 32}
+  clips = {
+    level: procedural.build(tmp_path, split='train', clips=1, levels=(level,), **size) for level in ('easy', 'medium')
+  }
+  build = lambda level, masks: latents.build(tmp_path, clips[level], bundle, name='train-1', sparse_masks=masks)[0]
+  first = build('easy', 1)
+  assert len(build('easy', 2)['z_sparse']) == 2
+  assert build('medium', 1)['id'] != first['id'] == build('easy', 1)['id']
+  assert len(list(tmp_path.glob('train-1-latents-*'))) == 3
 
 
 def test_values_that_float16_cannot_hold_are_refused():

@@ -119,6 +119,22 @@ def test_schedule_rises_and_falls_to_a_tenth():
   assert float(constant(jnp.float32(99))) == 1.0
 
 
+def test_weight_decay_spares_vectors_those_of_stacked_layers_too():
+  params = {
+    'blocks': {'q': {'kernel': jnp.ones((2, 3, 3)), 'bias': jnp.ones((2, 3))}, 'norm': {'scale': jnp.ones((2, 3))}},
+    'head': {'modulation': jnp.ones((2, 3)), 'kernel': jnp.ones((3, 3)), 'gamma': jnp.ones(3)},
+  }
+  recipe = {'learning_rate': 0.1, 'warmup': 1, 'steps': 10, 'kind': 'constant', 'clip_norm': 1.0}
+  tx = optimizers.make(**recipe, weight_decay=0.5)
+  state, none = tx.init(params), jax.tree.map(jnp.zeros_like, params)
+  with jax.numpy_dtype_promotion('standard'):  # optax promotes internally
+    for _ in range(2):  # the first is at the rate 0
+      updates, state = tx.update(none, state, params)
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
+  decayed = [name(path) for path, update in jax.tree.leaves_with_path(updates) if update.any()]
+  assert decayed == ['blocks/q/kernel', 'head/kernel']
+
+
 def test_resuming_repeats_the_run_exactly(tmp_path):
   step = make_step(loss, adam(), accumulation=2, ema=0.9)
   straight = fresh()

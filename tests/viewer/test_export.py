@@ -299,7 +299,8 @@ def test_help_lists_every_export():
 def test_a_scene_that_is_there_comes_to_metres(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(html, 'scene_html', lambda *args, **kwargs: '')
   out, scene = tmp_path / 'out', small_scene()
-  export.write_scene(scene, out, run={'seed': 5, 'fps': {'playback': 4}}, fps=4, exports=('frames', 'ply'))
+  made = {'seed': 5, 'fps': {'playback': 4}, 'depth_mp4': pictures.depth_legend(scene)}
+  export.write_scene(scene, out, run=made, fps=4, exports=('frames', 'ply'))
   moved = np.linalg.norm(scene.world_from_cam[4, :3, 3] - scene.world_from_cam[0, :3, 3])
   assert run(out, '--metric', f'baseline=0,4:{2 * moved}', '--export', 'ply') == 0
   assert scenes.load(out).scale == pytest.approx(2, rel=1e-4)
@@ -310,6 +311,9 @@ def test_a_scene_that_is_there_comes_to_metres(tmp_path, monkeypatch, capsys):
   record = json.loads((out / 'run.json').read_text())
   assert record['seed'] == 5 and record['metric']['scale'] == pytest.approx(2, rel=1e-4)
   assert (out / 'points').exists() and not (out / 'frames').exists(), 'exports in the old unit are gone'
+
+  near, far = pictures.depth_range(scene)
+  assert record['depth_mp4']['near_far'] == pytest.approx([2 * near, 2 * far], rel=1e-4)
 
   before = sorted(p.stat().st_mtime_ns for p in out.iterdir())
   mistakes = {

@@ -46,9 +46,10 @@ def test_what_cannot_be_measured_leaves_the_scale_alone():
     (['depth=0:5,1:2'], small_scene(), 'shows no surface'),
   ]:
     found, record, notes = in_metres(texts, scene)
-    assert np.isnan(found.scale) and not record and words in notes[0]
+    assert np.isnan(found.scale) and not record and words in notes[0] and 'keeps its scale' in notes[0]
   found, record, notes = in_metres(['depth=0:5,1:2', f'depth=0:16,12:{2 * small_scene().depth[0, 12, 16]}'])
   assert found.scale == pytest.approx(2, rel=0.02) and len(record) == len(notes) == 1
+  assert 'keeps its scale' not in notes[0], 'another measure sets it'
 
 
 def test_a_focal_length_is_that_of_the_input():

@@ -7,6 +7,7 @@ import pytest
 
 from one4d_jax.errors import DataError, ShapeError
 from one4d_jax.viewer import scene as scenes
+from one4d_jax.viewer.scene import Scene
 from tests.viewer.scenes import small_scene
 
 
@@ -61,6 +62,10 @@ def test_what_is_not_a_scene_is_a_data_error(tmp_path):
       scenes.load(tmp_path)
   with pytest.raises(DataError, match='does not exist'):
     scenes.load(tmp_path / 'nowhere')
+
+
+def test_the_public_class_reads_too(tmp_path):
+  np.testing.assert_array_equal(Scene.load(small_scene().save(tmp_path)).rgb, small_scene().rgb)
 
 
 def test_other_floats_are_taken(tmp_path):

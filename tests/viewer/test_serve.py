@@ -11,6 +11,7 @@ import pytest
 
 from one4d_jax import view
 from one4d_jax.errors import DataError
+from one4d_jax.viewer import scene as scenes
 from one4d_jax.viewer import serve, stage
 from tests.viewer.scenes import small_scene
 
@@ -247,5 +248,6 @@ def test_command_line(tmp_path, capsys):
 )
 def test_rate_of_playback(tmp_path, text, want):
   (tmp_path / 'run.json').write_text(text)
-  assert view.playback_rate(tmp_path) == want
-  assert view.playback_rate(tmp_path / 'nowhere') == 8
+  (tmp_path / 'scene.npz').touch()
+  assert scenes.playback_rate(tmp_path) == scenes.playback_rate(tmp_path / 'scene.npz') == want
+  assert scenes.playback_rate(tmp_path / 'nowhere') == 8

@@ -7,7 +7,7 @@ import pytest
 
 from one4d_jax.data import render
 from one4d_jax.viewer.scene import Scene
-from one4d_jax.viewer.static import static_points
+from one4d_jax.viewer.static import depth_tolerance, static_points
 from tests.viewer.scenes import clip_scene, small_scene
 
 # Clips whose bodies move through the world: one that only spins stays where it was, to within its shape.
@@ -93,6 +93,14 @@ def test_points_that_are_not_there_are_not_static():
   assert (one.valid & ~holes).sum() == 6
   nothing = dataclasses.replace(small_scene(), valid=np.zeros((5, 24, 32), bool))
   assert not static_points(nothing).any()
+
+
+def test_frames_that_agree_in_nothing_are_no_reason_to_believe_everything():
+  scene = small_scene(frames=4)
+  wrong = np.float32([1, 3, 1, 3])[:, None, None]
+  scene = dataclasses.replace(scene, depth=scene.depth * wrong, pointmap=scene.pointmap * wrong[..., None])
+  assert depth_tolerance(scene) == 0.5
+  assert static_points(scene)[0].mean() < 0.2  # frames whose surfaces lie far behind look through the others
 
 
 def test_units_do_not_matter():

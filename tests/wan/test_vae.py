@@ -1,6 +1,7 @@
 """The VAE against the original network, and the properties that make streaming exact."""
 
 import functools
+import types
 
 import flax.linen as nn
 import jax
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from one4d_jax.errors import ShapeError
+from one4d_jax.nn import partition
 from one4d_jax.wan import vae_blocks as blocks
 from one4d_jax.wan.config import VAEConfig
-from one4d_jax.wan.vae import WanVAE, _tiled, chunk_for
+from one4d_jax.wan.vae import WanVAE, _tiled, chunk_for, latent_grid, video_size
 from tests import golden
 from weight_conversion.rules import convert
 from weight_conversion.tables.vae import rules
@@ -255,3 +257,22 @@ def test_a_large_convolution_goes_frame_by_frame(frames, monkeypatch):
   whole = blocks.conv3d(x, kernel, fold=True)
   monkeypatch.setattr(blocks, '_FOLDED', 0)
   np.testing.assert_allclose(blocks.conv3d(x, kernel, fold=True), whole, rtol=1e-5)
+
+
+def test_the_platform_of_the_mesh_decides_how_a_convolution_runs():
+  """Not the machine on which it is traced: that of a plan has other devices."""
+  x, kernel = jnp.ones((1, 3, 4, 4, 2)), jnp.ones((3, 3, 3, 2, 2))
+
+  def kernel_axes(platform):
+    with partition.using(types.SimpleNamespace(platform=platform)):
+      equations = jax.make_jaxpr(lambda x: blocks.conv3d(x, kernel))(x).eqns
+    return [e.invars[1].aval.ndim for e in equations if e.primitive.name == 'conv_general_dilated']
+
+  assert kernel_axes('cpu') == [4] and kernel_axes('gpu') == [5]
+
+
+def test_a_latent_has_the_places_of_its_video():
+  assert latent_grid(81, 352, 624) == (21, 44, 78) and video_size(21, 44, 78) == (81, 352, 624)
+  vae, params = original()[:2]
+  z = jax.eval_shape(vae.encode, params, jax.ShapeDtypeStruct((1, 5, 16, 24, 3), jnp.float32))
+  assert z.shape[1:4] == latent_grid(5, 16, 24)

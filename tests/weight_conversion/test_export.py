@@ -395,6 +395,14 @@ def test_a_damaged_bundle_is_one_line(tmp_path, capsys):
   assert "cannot be read ('sizes')" in capsys.readouterr().err
 
 
+def test_a_bundle_is_not_replaced_by_one_that_refers_to_it(bundle, tmp_path):
+  file = flax_to_wan.export(bundle, tmp_path / 'out', ['lora'], modalities=['rgb'], names=['kohya']) / 'lora-rgb-kohya'
+  style = import_lora.import_lora(file, bundle, tmp_path / 'style')
+  with pytest.raises(CheckpointError, match=r'bundle holds base of .*style, and the new bundle refers to them there'):
+    import_lora.import_lora(file, style, bundle, overwrite=True)
+  assert 'base' in bundles.load(style).params
+
+
 def test_the_destination_is_whole_or_untouched(bundle, tmp_path, monkeypatch):
   dst = tmp_path / 'out'
   flax_to_wan.export(bundle, dst, ['lora'], modalities=['rgb'])

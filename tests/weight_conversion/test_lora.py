@@ -236,6 +236,10 @@ def test_files_that_are_no_lora(tmp_path):
     lora.read(file(tmp_path, given, {'use_dora': True}))
   with pytest.raises(CheckpointError, match='LOHA'):
     lora.read(file(tmp_path, given, {'peft_type': 'LOHA'}))
+  with pytest.raises(CheckpointError, match=r"adapter_config.json holds '\[1, 2\]' in place of an object"):
+    lora.read(file(tmp_path, given, [1, 2]))
+  with pytest.raises(CheckpointError, match=f"{lora.METADATA} of .*x.safetensors holds 'None'"):
+    lora.read(file(tmp_path / 'header', given, metadata={lora.METADATA: 'null'}))
   (tmp_path / 'x.safetensors').write_bytes(b'no header')
   with pytest.raises(CheckpointError, match='cannot be read'):
     lora.read(tmp_path)

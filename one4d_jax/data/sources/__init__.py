@@ -1,9 +1,8 @@
 """Readers of public data sets, one file a set; every one offers
 
   find(root) -> list[Listed]        what is under the folder, cheap: nothing but names is read
-  clips(root) -> Iterator[Clip]     its clips of 81 frames at about 16 per second, uncurated, at full size
 
-``prepare`` works through ``find``, so that one damaged sequence costs no more than itself.
+Each recording is opened on its own, so that a damaged one costs no more than itself.
 """
 
 import importlib

@@ -23,11 +23,10 @@ def text(path: pathlib.Path) -> str:
 
 def parse_json(path: pathlib.Path) -> Any:
   """The value of a JSON file. Raises DataError."""
+  stored = text(path)
   try:
-    return json.loads(text(path))
+    return json.loads(stored)
   except (ValueError, RecursionError) as error:
-    if isinstance(error, DataError):
-      raise
     raise DataError(f'{path} is damaged or no JSON: {error}') from error
 
 

@@ -19,15 +19,13 @@ Formats: the documents and post-processing of github.com/PerceivingSystems/bedla
 import csv
 import functools
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
-from one4d_jax.data.clip import Clip
 from one4d_jax.data.images import reading
 from one4d_jax.data.sources import exr, files
-from one4d_jax.data.sources.recording import Listed, Pixels, Recording, clips_of
+from one4d_jax.data.sources.recording import Listed, Pixels, Recording
 from one4d_jax.errors import DataError
 
 FPS = 30
@@ -63,7 +61,7 @@ def find(root: pathlib.Path) -> list[Listed]:
     if scene not in HDRI_SCENES:
       for sequence in files.folders(folder / 'png'):
         name = f'{folder.name}/{sequence.name}'
-        found.append(Listed(scene, name, functools.partial(_open, folder, sequence.name)))
+        found.append(Listed(name, functools.partial(_open, folder, sequence.name)))
   if not found:
     left_out = ' (the HDRI scenes have no real background and do not count)' if scenes else ''
     raise DataError(
@@ -71,11 +69,6 @@ def find(root: pathlib.Path) -> list[Listed]:
       'SCENE/depth/seq_000000/*_depth.exr and SCENE/ground_truth/camera/seq_000000_camera.csv'
     )
   return sorted(found, key=lambda listed: listed.name)
-
-
-def clips(root: pathlib.Path) -> Iterator[Clip]:
-  """Every clip under ``root``. Raises DataError."""
-  return clips_of(find(root))
 
 
 def _open(folder: pathlib.Path, sequence: str) -> Recording:

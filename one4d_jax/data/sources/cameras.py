@@ -77,7 +77,9 @@ def read(path: pathlib.Path) -> dict:
     if 'pose' not in frame:
       raise DataError(f'{place} lacks "pose": 4x4, or null where it is unknown')
     pose = np.full((4, 4), np.nan) if frame['pose'] is None else _matrix(frame['pose'], 4, f'{place}: "pose"')
-    frames.append({'name': frame['name'], 'pose': pose, 'K': _intrinsics(shared | frame, place)})
+    # A frame's own fx, fy, cx, cy go before a K for all.
+    around = {key: value for key, value in shared.items() if key != 'K' or frame.keys().isdisjoint(_PINHOLE)}
+    frames.append({'name': frame['name'], 'pose': pose, 'K': _intrinsics(around | frame, place)})
   if len({frame['name'] for frame in frames}) < len(frames):
     raise DataError(f'{path} names a frame twice')
   checked_poses(np.stack([frame['pose'] for frame in frames]), path)

@@ -20,7 +20,7 @@ def channel(data: bytes, names: tuple[str, ...], place: str | pathlib.Path) -> F
       if name is None:
         raise DataError(f'{place} has no channel {" or ".join(names)}; it holds {", ".join(found) or "none"}')
       return np.asarray(found[name].pixels, np.float32)
+  except DataError:
+    raise
   except (RuntimeError, ValueError, TypeError, OSError) as error:
-    if isinstance(error, DataError):
-      raise
     raise DataError(f'{place} is damaged or no OpenEXR file: {error}') from error

@@ -24,17 +24,16 @@ The depth's grid is kept, as resampling depth would invent surfaces at edges: RG
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from one4d_jax.data.clip import Clip
 from one4d_jax.data.frames import natural_key
 from one4d_jax.data.images import SUFFIXES, load_image, reading
 from one4d_jax.data.sources import annotations, cameras, exr, files, reconstructed
 from one4d_jax.data.sources.npz import Npz, opened
-from one4d_jax.data.sources.recording import Listed, Pixels, Recording, clips_of
+from one4d_jax.data.sources.recording import Listed, Pixels, Recording
 from one4d_jax.errors import DataError
 
 CAMERAS, SCENE = 'cameras.json', 'scene.npz'
@@ -71,12 +70,7 @@ def find(root: str | pathlib.Path) -> list[Listed]:
       f'{root} holds no recording; expected folders with rgb/, depth/ and {CAMERAS}, videos NAME.mp4 beside NAME.npz, '
       f'or folders with {SCENE}'
     )
-  return [Listed(scene=name, name=name, open=found[name]) for name in sorted(found, key=natural_key)]
-
-
-def clips(root: str | pathlib.Path) -> Iterator[Clip]:
-  """Clips of all recordings, at full size. Raises DataError at the first that is damaged."""
-  return clips_of(find(root))
+  return [Listed(name, found[name]) for name in sorted(found, key=natural_key)]
 
 
 # -- Video beside NAME.npz --------------------------------------------------------------------------------------------

@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from one4d_jax.data.clip import Clip
 from one4d_jax.data.sources import annotations, files
-from one4d_jax.data.sources.recording import Listed, Pixels, Recording, clips_of
+from one4d_jax.data.sources.recording import Listed, Pixels, Recording
 from one4d_jax.errors import DataError
 
 BROKEN = ('05017c153ac9', '05346c2f4648')  # scenes that others who prepare the set leave out as damaged
@@ -56,13 +55,8 @@ def find(root: str | pathlib.Path) -> list[Listed]:
     # A scene without its camera files is listed all the same, for `open` to tell.
     for camera in list(folder.glob('camera/split_*.json')) or [folder / 'camera/split_0.json']:
       name = f'{folder.name}/{camera.stem}'
-      listed.append(Listed(folder.name, name, functools.partial(_open, folder, camera)))
+      listed.append(Listed(name, functools.partial(_open, folder, camera)))
   return sorted(listed, key=lambda found: found.name)
-
-
-def clips(root: str | pathlib.Path) -> Iterator[Clip]:
-  """Every clip under ``root``, at full size. Raises DataError."""
-  return clips_of(find(root))
 
 
 def _open(folder: pathlib.Path, camera: pathlib.Path) -> Recording:
@@ -93,11 +87,10 @@ def _open(folder: pathlib.Path, camera: pathlib.Path) -> Recording:
 
 def _frames(info: pathlib.Path, camera: pathlib.Path) -> np.ndarray:
   """int [S]: numbers of the frames in the split of ``camera``, rising."""
+  stored = annotations.parse_json(info)
   try:
-    frames = np.array(annotations.parse_json(info)['split'][int(camera.stem.removeprefix('split_'))])
+    frames = np.array(stored['split'][int(camera.stem.removeprefix('split_'))])
   except (KeyError, IndexError, TypeError, ValueError) as error:
-    if isinstance(error, DataError):
-      raise
     raise DataError(f'{info} has no list of frames for {camera.name}: {error!r}') from error
   if frames.ndim != 1 or frames.dtype.kind != 'i' or not len(frames) or (np.diff(frames) <= 0).any() or frames[0] < 0:
     raise DataError(f'{info}: the frames of {camera.name} are no rising list of whole numbers')

@@ -13,15 +13,13 @@ middle of a Blender image counted from the image's corner: that is this project'
 
 import functools
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float64
 
-from one4d_jax.data.clip import Clip
 from one4d_jax.data.sources import annotations, files
 from one4d_jax.data.sources.npz import Npz
-from one4d_jax.data.sources.recording import Listed, Pixels, Recording, clips_of
+from one4d_jax.data.sources.recording import Listed, Pixels, Recording
 from one4d_jax.errors import DataError
 
 FPS = 30
@@ -48,13 +46,8 @@ def find(root: pathlib.Path) -> list[Listed]:
       f'{root} holds no PointOdyssey sequence; expected SPLIT/SEQUENCE/rgbs/rgb_00000.jpg, '
       'depths/depth_00000.png, anno.npz and info.npz'
     )
-  found = [Listed(path.name, _name(path), functools.partial(_open, path)) for path in sequences]
+  found = [Listed(_name(path), functools.partial(_open, path)) for path in sequences]
   return sorted(found, key=lambda listed: listed.name)
-
-
-def clips(root: pathlib.Path) -> Iterator[Clip]:
-  """Every clip under ``root``. Raises DataError."""
-  return clips_of(find(root))
 
 
 def _name(folder: pathlib.Path) -> str:

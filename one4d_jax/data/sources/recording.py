@@ -1,7 +1,7 @@
 """What a reader hands over: recordings, uncut shots whose pixels are read frame by frame. NumPy only."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
@@ -155,11 +155,10 @@ class Listed:
   """A recording that was found and not yet opened.
 
   Attributes:
-    scene, name: as in ``Recording``.
+    name: as in ``Recording``.
     open: reads its annotation. Raises DataError naming the file that is missing or damaged.
   """
 
-  scene: str
   name: str
   open: Callable[[], Recording]
 
@@ -170,7 +169,8 @@ def cuts(count: int, fps: float, *, frames: int = FRAMES, target: float = FPS, s
   The step brings the rate nearest to ``target``; it shrinks where the recording would be too short for it. What is
   too short even then gives one clip of the largest 4n + 1 frames, or none if that is under ``shortest``.
   """
-  step = max(1, round(fps / target))
+  low = max(1, int(fps // target))
+  step = min((low, low + 1), key=lambda step: abs(fps / step - target))
   while step > 1 and (frames - 1) * step + 1 > count:
     step -= 1
   span = (frames - 1) * step + 1
@@ -178,11 +178,3 @@ def cuts(count: int, fps: float, *, frames: int = FRAMES, target: float = FPS, s
     return [range(start, start + span, step) for start in range(0, count - span + 1, span)]
   rest = (count - 1) // 4 * 4 + 1 if count else 0
   return [range(rest)] if rest >= shortest else []
-
-
-def clips_of(listed: Sequence[Listed]) -> Iterator[Clip]:
-  """Every clip of the recordings, at full size. Raises DataError at the first that is damaged."""
-  for found in listed:
-    recording = found.open()
-    for indices in cuts(len(recording), recording.fps):
-      yield recording.read(indices)

@@ -20,18 +20,16 @@ import pathlib
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from one4d_jax.data.clip import Clip
 from one4d_jax.data.frames import natural_key
 from one4d_jax.data.images import reading
 from one4d_jax.data.kept import kept
 from one4d_jax.data.sources import annotations, exr, files, reconstructed
 from one4d_jax.data.sources.npz import opened
-from one4d_jax.data.sources.recording import Listed, Pixels, Recording, clips_of
+from one4d_jax.data.sources.recording import Listed, Pixels, Recording
 from one4d_jax.data.video import cursor
 from one4d_jax.errors import DataError
 
@@ -61,17 +59,11 @@ def find(root: str | pathlib.Path) -> list[Listed]:
     geometry.setdefault(path.stem, []).append(path)
   return [
     Listed(
-      scene=film.stem,
       name=f'{film.parent.name}/{film.stem}',
       open=functools.partial(_open, root, film, tuple(geometry.get(film.stem, ()))),
     )
     for film in films
   ]
-
-
-def clips(root: str | pathlib.Path) -> Iterator[Clip]:
-  """Clips of all videos, at full size. Raises DataError at the first that is damaged."""
-  return clips_of(find(root))
 
 
 def _open(root: pathlib.Path, film: pathlib.Path, geometry: tuple[pathlib.Path, ...]) -> Recording:

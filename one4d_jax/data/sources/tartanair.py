@@ -11,14 +11,13 @@ principal point in the middle. Wang et al., TartanAir, arXiv 2003.14338; V2 as i
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
-from one4d_jax.data.clip import Clip
 from one4d_jax.data.images import decoding, try_open
 from one4d_jax.data.sources import annotations, files
-from one4d_jax.data.sources.recording import Listed, Pixels, Recording, clips_of
+from one4d_jax.data.sources.recording import Listed, Pixels, Recording
 from one4d_jax.errors import DataError
 
 SKY = 1000.0  # metres: the engine draws its sky on a sphere some 10 km away
@@ -41,16 +40,11 @@ def find(root: str | pathlib.Path) -> list[Listed]:
     for folder in filter(pathlib.Path.is_dir, folders):
       environment = folder.parent.parent.name
       name = f'{environment}/{difficulty}/{folder.name}'
-      listed.append(Listed(_scene(environment), name, functools.partial(_open, folder, name, version)))
+      listed.append(Listed(name, functools.partial(_open, folder, name, version)))
   if not listed:
     layouts = [str(version.poses(pathlib.Path('ENV', name, 'P000'))) for name, version in _DIFFICULTIES.items()]
     raise DataError(f'{root} holds no TartanAir trajectory; expected {" or ".join(layouts)}')
   return sorted(listed, key=lambda found: found.name)
-
-
-def clips(root: str | pathlib.Path) -> Iterator[Clip]:
-  """Every clip under ``root``, at full size. Raises DataError."""
-  return clips_of(find(root))
 
 
 def _scene(environment: str) -> str:

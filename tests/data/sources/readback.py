@@ -1,11 +1,19 @@
 """What was written and read again, compared with the truth."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from one4d_jax.data.clip import Clip
-from one4d_jax.data.sources.recording import Recording
+from one4d_jax.data.sources.recording import Listed, Recording, cuts
 from one4d_jax.errors import DataError
+
+
+def clips(listed: Sequence[Listed]) -> list[Clip]:
+  """Every clip of the recordings, as ``prepare`` cuts them, at full size."""
+  recordings = [found.open() for found in listed]
+  return [recording.read(indices) for recording in recordings for indices in cuts(len(recording), recording.fps)]
 
 
 def relative(world_from_cam: np.ndarray) -> np.ndarray:

@@ -238,12 +238,12 @@ def test_scenes_without_a_background_are_left_out(plain, tmp_path, ending):
   with pytest.raises(DataError, match='HDRI'):
     bedlam.find(tmp_path)
   shutil.copytree(dome, tmp_path / f'{PLAIN}')
-  assert [listed.scene for listed in bedlam.find(tmp_path)] == [PLAIN]
+  assert [listed.open().scene for listed in bedlam.find(tmp_path)] == [PLAIN]
 
 
 def test_recordings_travel_and_clips_are_cut(stored, tmp_path):
   recording = pickle.loads(pickle.dumps(bedlam.find(stored[0])))[0].open()
   assert pickle.loads(pickle.dumps(recording)).frame(1).rgb.shape == (128, 72, 3)  # the portrait sorts first
   written.write(tmp_path, frames=33, size=(18, 32))
-  (clip,) = bedlam.clips(tmp_path)
+  (clip,) = readback.clips(bedlam.find(tmp_path))
   assert clip.meta['id'] == f'bedlam/{PLAIN}/seq_000000/000000-000032-1'

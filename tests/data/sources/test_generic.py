@@ -61,12 +61,12 @@ def test_finds_every_layout_at_any_depth(tmp_path):
   assert [found.name for found in listed] == sorted(truth) and len(truth) == 6
   for found in listed:
     recording = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(found)).open()))
-    assert (recording.name, recording.scene, recording.fps) == (found.name, found.scene, 16)
+    assert (recording.name, recording.scene, recording.fps) == (found.name, found.name, 16)
     read = check(recording, truth[found.name], rtol=1e-3, cameras=3e-6)
     assert read.caption == truth[found.name].caption
     assert agrees(read, truth[found.name])
   assert [found.open().provenance for found in listed[:3]] == ['exact', 'pseudo:renderer', 'pseudo:one4d']
-  assert len(list(generic.clips(tmp_path))) == 0  # none is of 33 frames
+  assert readback.clips(listed) == []  # none is of 33 frames
 
 
 def test_the_root_may_be_the_recording(tmp_path, truth):
@@ -153,6 +153,23 @@ def test_intrinsics_for_all_frames_and_as_four_numbers(tmp_path, truth):
   np.testing.assert_allclose(only(tmp_path).K, truth.K)
   change(tmp_path / 'a' / 'cameras.json', remove=['cy'])
   failing(tmp_path, '1 lacks "K" .* or "cy"')
+
+
+def test_intrinsics_of_a_frame_go_before_those_for_all(tmp_path, truth):
+  stated = form.write_images(tmp_path / 'a', truth, WORLD)
+  K = stated['frames'][0]['K']
+  zoomed = {'fx': 2 * K[0][0], 'fy': 2 * K[1][1], 'cx': K[0][2], 'cy': K[1][2]}
+  frames = [{key: value for key, value in frame.items() if key != 'K'} for frame in stated['frames']]
+  frames[1] |= zoomed
+  change(tmp_path / 'a' / 'cameras.json', frames=frames, K=K)
+  np.testing.assert_allclose(only(tmp_path).K[1], truth.K[1] * [[2, 1, 1], [1, 2, 1], [1, 1, 1]])
+  np.testing.assert_allclose(only(tmp_path).K[2], truth.K[2])
+  del frames[1]['cy']
+  change(tmp_path / 'a' / 'cameras.json', frames=frames)
+  failing(tmp_path, '2 lacks "K" .* or "cy"')
+  frames[1]['K'] = K
+  change(tmp_path / 'a' / 'cameras.json', frames=frames, remove=['K'], **zoomed)
+  np.testing.assert_allclose(only(tmp_path).K[1], truth.K[1])
 
 
 def test_what_is_optional(tmp_path, truth):

@@ -33,11 +33,10 @@ def test_reads_what_was_written(tmp_path):
   truth = form.write(tmp_path, recordings=3, frames=FRAMES, seed=SEED)
   listed = omniworld.find(tmp_path)
   assert [found.name for found in listed] == sorted(truth) and len(truth) == 3
-  assert [found.scene for found in listed] == [found.name.split('/')[0] for found in listed]
-  assert len({found.scene for found in listed}) == 2
+  assert len({found.open().scene for found in listed}) == 2
   for found in listed:
     recording, clip = pickle.loads(pickle.dumps(found)).open(), truth[found.name]
-    assert (recording.scene, recording.name) == (found.scene, found.name)
+    assert (recording.scene, recording.name) == (found.name.split('/')[0], found.name)
     assert recording.fps == 24 and not recording.metric and 'NC' in recording.licence and recording.unverified
     assert readback.pose_error(recording, clip) < 1e-6
     np.testing.assert_allclose(recording.K, clip.K, rtol=1e-6)
@@ -111,7 +110,7 @@ def test_masks_are_optional(written):
 
 def test_rates_and_lengths_give_clips(tmp_path):
   form.write(tmp_path, frames=34, size=(18, 32))
-  (clip,) = omniworld.clips(tmp_path)
+  (clip,) = readback.clips(omniworld.find(tmp_path))
   assert clip.frames == 33 and clip.meta['numbers'][0] == form.GAP and clip.meta['metric'] is False
   assert cuts(200, 24.0)[0] == range(0, 161, 2)
 
@@ -160,7 +159,7 @@ def test_scenes_known_to_be_broken_are_left_out(written):
   with pytest.raises(DataError, match=rf'holds no OmniWorld-Game scene.*{omniworld.BROKEN[1]}'):
     omniworld.find(root)
   form.write(root, frames=2, size=(18, 32))
-  assert omniworld.BROKEN[1] not in {found.scene for found in omniworld.find(root)}
+  assert omniworld.BROKEN[1] not in {found.open().scene for found in omniworld.find(root)}
 
 
 def test_root_may_be_a_scene_or_a_folder_above(written, monkeypatch):

@@ -210,5 +210,5 @@ def test_recordings_travel_and_clips_are_cut(stored, tmp_path):
   listed = pickle.loads(pickle.dumps(pointodyssey.find(stored[0])))
   assert pickle.loads(pickle.dumps(listed[0].open())).frame(1).rgb.shape == (54, 96, 3)
   written.write(tmp_path, frames=33, size=(18, 32))
-  (clip,) = pointodyssey.clips(tmp_path)
+  (clip,) = readback.clips(pointodyssey.find(tmp_path))
   assert clip.meta['id'] == 'pointodyssey/train/cnb_dlab_0215_3rd/000000-000032-1'

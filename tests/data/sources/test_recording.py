@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from one4d_jax.data.sources import load, recording
-from one4d_jax.data.sources.recording import Listed, Pixels, Recording, cuts
+from one4d_jax.data.sources import load
+from one4d_jax.data.sources.recording import Pixels, Recording, cuts
 from one4d_jax.errors import DataError
 
 SIZE = (4, 6)
@@ -48,6 +48,9 @@ def make(count=40, **changes):
     (161, 30, 2, 1),
     (160, 30, 1, 1),  # too short for every second frame
     (1000, 24, 2, 6),
+    (1000, 24000 / 1001, 2, 6),
+    (1000, 22, 2, 6),
+    (1000, 21, 1, 12),
     (1000, 25, 2, 6),
     (241, 50, 3, 1),
     (321, 60, 4, 1),
@@ -162,12 +165,6 @@ def test_where_a_clip_comes_from():
   assert make().about([7])['id'] == 'made/hall/a/000114-000114-1'
   ids = [make(200).about(indices)['id'] for indices in cuts(200, 16)]
   assert len(set(ids)) == len(ids) == 2
-
-
-def test_clips_of_a_list():
-  listed = [Listed('hall', name, functools.partial(make, 40, name=name)) for name in ('a', 'b')]
-  clips = list(recording.clips_of(listed))
-  assert [clip.meta['recording'] for clip in clips] == ['a', 'b'] and clips[0].frames == 37
 
 
 def test_unknown_reader():

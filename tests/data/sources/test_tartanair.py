@@ -31,11 +31,11 @@ def test_reads_what_was_written(tmp_path, version, size):
   truth = form.write(tmp_path, recordings=3, frames=FRAMES, size=size, seed=SEED, version=version)
   listed = tartanair.find(tmp_path)
   assert [found.name for found in listed] == sorted(truth) and len(truth) == 3
-  assert [found.scene for found in listed] == ['office0', 'office0', 'office1']
+  assert [found.open().scene for found in listed] == ['office0', 'office0', 'office1']
   for found in listed:
     recording, clip = pickle.loads(pickle.dumps(found)).open(), truth[found.name]
     recording = pickle.loads(pickle.dumps(recording))
-    assert (recording.scene, recording.name, recording.size) == (found.scene, found.name, size)
+    assert (recording.name, recording.size) == (found.name, size)
     assert recording.metric and recording.provenance == 'exact' and recording.fps == 10 and recording.unverified
     assert readback.pose_error(recording, clip) < 1e-6
     np.testing.assert_allclose(recording.K, clip.K, rtol=1e-6)
@@ -50,7 +50,7 @@ def test_both_versions_under_one_root(tmp_path):
   truth = [form.write(tmp_path, recordings=1, frames=2, version=version) for version in (1, 2)]
   listed = tartanair.find(tmp_path)
   assert {found.name for found in listed} == truth[0].keys() | truth[1].keys()
-  assert {found.scene for found in listed} == {'office0'}  # so that none of it is held out while another is not
+  assert {found.open().scene for found in listed} == {'office0'}  # so that none of it is held out while another is not
   assert len({found.open().licence for found in listed}) == 2
 
 
@@ -153,7 +153,7 @@ def test_a_folder_of_something_else(written):
 
 def test_clips(tmp_path):
   form.write(tmp_path, frames=33, size=(18, 24))
-  (clip,) = tartanair.clips(tmp_path)
+  (clip,) = readback.clips(tartanair.find(tmp_path))
   assert clip.frames == 33 and clip.meta['id'] == 'tartanair/office0/Easy/P000/000000-000032-1'
   assert clip.meta['fps'] == 10 and clip.meta['scene'] == 'office0'
 
