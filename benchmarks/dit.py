@@ -53,7 +53,6 @@ def ours(entry: dict):
   import jax.numpy as jnp
   import optax
 
-  from one4d_jax import compiler
   from one4d_jax.model import baselines, dlc
   from one4d_jax.model.one4d import AdapterConfig, base_shapes
   from one4d_jax.model.umc import Condition
@@ -73,14 +72,14 @@ def ours(entry: dict):
   what = entry['what']
 
   if what in FORWARDS:
-    run = jax.jit(plain, compiler_options=compiler.in_order('cpu'))
+    run = jax.jit(plain)
     yield lambda: [run(base, one).block_until_ready() for one in x[: FORWARDS[what]]]
   elif what in JOINED:
     model = baselines.MODELS[what](cfg, AdapterConfig(rank=RANK, link_layers=links(cfg.layers)), dit.FLOAT32)
     adapters = nn.unbox(model.init_adapters(key, base))
     mask, latent = jnp.split(x[0, ..., cfg.out_channels :], [4], axis=-1)
     condition = Condition(latent=latent, mask=mask, text=text, image=image)
-    run = jax.jit(model.velocity, compiler_options=compiler.in_order('cpu'))
+    run = jax.jit(model.velocity)
     z = x[..., : cfg.out_channels]
     yield lambda: run(base, adapters, z, timestep / 1000, condition).block_until_ready()
   else:

@@ -1,4 +1,4 @@
-"""A guard against compilers that compute wrong numbers without an error, and an order for what they compute.
+"""A guard against compilers that compute wrong numbers without an error.
 
 jaxlib 0.10.2 on a CPU does: a product, reduced over its last axis and then combined with something broadcast, is wrong
 beyond 32768 elements. Depth along rays is such a pattern.
@@ -36,14 +36,3 @@ def check(*, always: bool = False) -> None:
       f'jaxlib {jaxlib.__version__} computes wrong numbers on {jax.default_backend()} (off by {error:.2g}): '
       f'install jax=={TESTED}, or set XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= (with nothing after it)'
     )
-
-
-def in_order(platform: str) -> dict | None:
-  """``compiler_options`` of ``jax.jit`` for a forward pass that runs on ``platform``.
-
-  On a CPU XLA starts early whatever it can, and holds weights and logits long before they are used. In order, two
-  layers of Wan 1.3B over 1560 tokens take half of the memory and the same time; the VAE and training take no less.
-  """
-  if platform != 'cpu' or jaxlib.__version__ != TESTED:  # others may not know the option
-    return None
-  return {'xla_cpu_enable_concurrency_optimized_scheduler': False}

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from one4d_jax.compiler import in_order
 from one4d_jax.errors import ConfigError, ShapeError
 from one4d_jax.flow import caching, solvers
 from one4d_jax.flow.guidance import guided
@@ -177,9 +176,7 @@ def compiled(
     return jax.jit(traced, keep_unused=True, **options)  # a plan counts all that lies there
 
   whole = None if layout is None else NamedSharding(layout.mesh, PartitionSpec())
-  order = in_order(jax.default_backend() if layout is None else layout.platform)
-  steps = jit(advance, donate_argnums=2, compiler_options=order)
-  return Programs(jit(begin), steps, jit(decode, out_shardings=whole))
+  return Programs(jit(begin), jit(advance, donate_argnums=2), jit(decode, out_shardings=whole))
 
 
 def placed(tree, place: Callable = partition.constrain):

@@ -8,7 +8,7 @@ from one4d_jax.checks import checked
 from one4d_jax.nn import partition, remat, splash
 
 _CHUNK = 1024  # queries at a time where no fused kernel exists
-_LOGITS = 2**25  # bytes of logits that are worth having at once
+_LOGITS = 2**25  # bytes of logits at once that are faster than more
 
 
 @checked
@@ -25,8 +25,9 @@ def local(
 ) -> Float[Array, 'b s n h']:
   """``attend`` on one device.
 
-  On NVIDIA in 16 bits this is cuDNN's flash attention, on TPU the splash kernel. Elsewhere queries go through in chunks,
-  so that memory grows with ``s``, not ``s t``; chunks of long sequences are recomputed in the backward pass.
+  On NVIDIA in 16 bits this is cuDNN's flash attention, on TPU the splash kernel. Elsewhere queries go through in chunks:
+  of short sequences because logits that fit a cache are faster, of long ones, each recomputed in the backward pass, so
+  that memory grows with ``s``, not ``s t``.
   """
   platform = partition.platform()
   if platform in ('gpu', 'cuda') and q.dtype in (jnp.bfloat16, jnp.float16):
