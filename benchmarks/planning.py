@@ -258,9 +258,10 @@ def fits(rows: list[dict]) -> str:
   """The paper's size on the machines whose training step was compiled, Markdown."""
   from one4d_jax.planning.report import seconds
 
-  lines = [
-    '| machine | training, GiB a device | of | 5500 steps of 32 samples | sampling, GiB | a scene, 50 steps, guidance |'
-  ]
+  headings = (
+    'machine | training, GiB a device | of | 5500 steps of 32 samples | sampling, GiB | a scene, 50 steps, guidance'
+  )
+  lines = [f'| {headings} |']
   lines.append('|---|--:|--:|---|--:|---|')
   same = {(row['task'], row['topology']): row for row in rows if row['size'] == SIZES[0]}
   for (task, topology), train in same.items():

@@ -2,9 +2,9 @@
 
   python benchmarks/reliability.py
 
-Thirty short runs of the one4d stage on a network of a few thousand parameters. Each is killed up to eight times (fewer if it
-ends first) and started again by the same command. After every kill each checkpoint must be readable, and none may be
-missing that was there before.
+Thirty short runs of the one4d stage on a network of a few thousand parameters. Each is killed up to eight times (fewer
+if it ends first) and started again by the same command. After every kill each checkpoint must be readable, and none may
+be missing that was there before.
 Every attempt is a fork of one process that has imported JAX and started nothing: that saves the time of importing.
 """
 

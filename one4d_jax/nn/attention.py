@@ -8,6 +8,7 @@ from one4d_jax.checks import checked
 from one4d_jax.nn import partition, remat, splash
 
 _CHUNK = 1024  # queries at a time where no fused kernel exists
+_LOGITS = 2**25  # bytes of logits at once that are faster than more
 
 
 @checked
@@ -24,8 +25,9 @@ def local(
 ) -> Float[Array, 'b s n h']:
   """``attend`` on one device.
 
-  On NVIDIA in 16 bits this is cuDNN's flash attention, on TPU the splash kernel. Elsewhere long sequences go through
-  in chunks of queries, each recomputed in the backward pass, so memory grows with ``s``, not ``s t``.
+  On NVIDIA in 16 bits this is cuDNN's flash attention, on TPU the splash kernel. Elsewhere queries go through in chunks:
+  of short sequences because logits that fit a cache are faster, of long ones, each recomputed in the backward pass, so
+  that memory grows with ``s``, not ``s t``.
   """
   platform = partition.platform()
   if platform in ('gpu', 'cuda') and q.dtype in (jnp.bfloat16, jnp.float16):
@@ -34,7 +36,9 @@ def local(
     return splash.splash(q, k, v)
   b, s, n, h = q.shape
   if s <= 2 * _CHUNK:
-    out = _plain(q, k, v)
+    count = -(-4 * b * n * s * k.shape[1] // _LOGITS)
+    rows = -(-s // count)
+    out = jnp.concatenate([_plain(q[:, i : i + rows], k, v) for i in range(0, s, rows)], axis=1)
   else:
     padded = jnp.pad(q, ((0, 0), (0, -s % _CHUNK), (0, 0), (0, 0)))
     chunks = padded.reshape(b, -1, _CHUNK, n, h).swapaxes(0, 1)
