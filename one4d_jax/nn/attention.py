@@ -25,9 +25,9 @@ def local(
 ) -> Float[Array, 'b s n h']:
   """``attend`` on one device.
 
-  On NVIDIA in 16 bits this is cuDNN's flash attention, on TPU the splash kernel. Elsewhere queries go through in chunks:
-  of short sequences because logits that fit a cache are faster, of long ones, each recomputed in the backward pass, so
-  that memory grows with ``s``, not ``s t``.
+  On NVIDIA in 16 bits this is cuDNN's flash attention, on TPU the splash kernel. Elsewhere queries go through in
+  chunks: of short sequences because logits that fit a cache are faster, of long ones, each recomputed in the backward
+  pass, so that memory grows with ``s``, not ``s t``.
   """
   platform = partition.platform()
   if platform in ('gpu', 'cuda') and q.dtype in (jnp.bfloat16, jnp.float16):
