@@ -1,7 +1,7 @@
 """The DiT against diffusers and PEFT, and One4D's two branches against other ways to make two videos.
 
-  python benchmarks/dit.py --layers 2 --rounds 3
-  python benchmarks/dit.py --layers 30 --tokens 1560 --work forward,remat --rounds 2 --add
+  python benchmarks/dit.py --rounds 3
+  python benchmarks/dit.py --layers 30 --tokens 1560 --work forward --rounds 2 --add
 
 The width of Wan 1.3B with an image condition, batch 1, float32, random weights, as many threads for either. A step is
 forward, backward and AdamW of a LoRA of rank 64 on every linear of the blocks. Writes the tables of
@@ -9,6 +9,7 @@ docs/performance.md.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
@@ -21,7 +22,12 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import page, race  # noqa: E402
 from one4d_jax import cli  # noqa: E402
 
-GRIDS = {390: (5, 6, 13), 1560: (5, 12, 26), 3120: (5, 24, 26)}  # tokens along frames, rows, columns
+GRIDS = {
+  390: (5, 6, 13),
+  1560: (5, 12, 26),
+  3120: (5, 24, 26),
+  18018: (21, 22, 39),
+}  # tokens along frames, rows, columns
 RANK, TEXT, IMAGE = 64, 512, 257
 WORK = {  # what is run, and how much of the forward pass the backward pass does again
   'forward': 'forward',
@@ -29,7 +35,7 @@ WORK = {  # what is run, and how much of the forward pass the backward pass does
   'remat': 'step, blocks recomputed',
 }
 FORWARDS = {'forward': 1, 'two forwards': 2}  # of the base alone
-JOINED = ('two forwards', 'no_links', 'dlc', 'spatial_concat', 'channel_concat')
+MODELS = ('no_links', 'dlc', 'spatial_concat', 'channel_concat')
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,9 +46,12 @@ def parser() -> argparse.ArgumentParser:
     '--tokens', type=numbers, default=[390, 1560], metavar='N,...', help=f'of {", ".join(map(str, GRIDS))}'
   )
   names = lambda text: text.split(',')
-  p.add_argument('--work', type=names, default=list(WORK), metavar='A,B,...', help=f'of {", ".join(WORK)}')
+  p.add_argument('--work', type=names, default=list(WORK), metavar='A,B,...', help=f'of {", ".join(WORK)}; or none')
+  p.add_argument(
+    '--joined', type=names, default=list(MODELS), metavar='A,B,...', help=f'of {", ".join(MODELS)}; or none'
+  )
   p.add_argument('--rounds', type=int, default=5, help='(default: %(default)s)')
-  p.add_argument('--add', action='store_true', help='to the pairs that --out holds; nothing else is run')
+  p.add_argument('--add', action='store_true', help='to what --out holds')
   return p
 
 
@@ -54,14 +63,13 @@ def ours(entry: dict):
   import optax
 
   from one4d_jax.model import baselines, dlc
-  from one4d_jax.model.one4d import AdapterConfig, base_shapes
+  from one4d_jax.model.one4d import base_shapes
   from one4d_jax.model.umc import Condition
   from one4d_jax.nn import lora, remat
   from one4d_jax.wan import dit
-  from one4d_jax.wan.config import DiTConfig
 
   yield
-  cfg = DiTConfig(width=1536, ffn_width=8960, heads=12, layers=entry['layers'])
+  cfg, adapted = config(entry['layers'])
   f, h, w = GRIDS[entry['tokens']]
   key = jax.random.key(0)
   base = nn.unbox(jax.jit(lambda key: dit.init_base(key, cfg, dit.FLOAT32))(key))
@@ -74,8 +82,8 @@ def ours(entry: dict):
   if what in FORWARDS:
     run = jax.jit(plain)
     yield lambda: [run(base, one).block_until_ready() for one in x[: FORWARDS[what]]]
-  elif what in JOINED:
-    model = baselines.MODELS[what](cfg, AdapterConfig(rank=RANK, link_layers=links(cfg.layers)), dit.FLOAT32)
+  elif what in MODELS:
+    model = baselines.MODELS[what](cfg, adapted, dit.FLOAT32)
     adapters = nn.unbox(model.init_adapters(key, base))
     mask, latent = jnp.split(x[0, ..., cfg.out_channels :], [4], axis=-1)
     condition = Condition(latent=latent, mask=mask, text=text, image=image)
@@ -158,10 +166,19 @@ def theirs(entry: dict):
   yield step
 
 
+def config(layers: int):
+  """The network of a row, and its adapters."""
+  from one4d_jax.model.one4d import AdapterConfig
+  from one4d_jax.wan.config import DiTConfig
+
+  cfg = DiTConfig(width=1536, ffn_width=8960, heads=12, layers=layers)
+  return cfg, AdapterConfig(rank=RANK, link_layers=links(layers))
+
+
 def pairs(args: argparse.Namespace) -> list[dict]:
   """Both libraries at the same work."""
   rows = []
-  for layers, tokens, what in itertools.product(args.layers, args.tokens, args.work):
+  for layers, tokens, what in itertools.product(args.layers, args.tokens, [w for w in WORK if w in args.work]):
     entry = {'layers': layers, 'tokens': tokens, 'what': what}
     rows.append(race.pair(__file__, entry, BUILDERS, args.rounds))
     print(rows[-1], flush=True)
@@ -169,15 +186,25 @@ def pairs(args: argparse.Namespace) -> list[dict]:
 
 
 def joined(args: argparse.Namespace) -> list[dict]:
-  """Ways to make both videos, at the smallest depth."""
-  rows = []
-  for tokens in args.tokens:
-    entry = {'layers': min(args.layers), 'tokens': tokens, 'who': 'ours'}
-    entries = {what: entry | {'what': what} for what in JOINED}
+  """Ways to make both videos, beside two forward passes of the base."""
+  rows, models = [], [model for model in MODELS if model in args.joined]
+  for layers, tokens in itertools.product(args.layers, args.tokens) if models else ():
+    entry = {'layers': layers, 'tokens': tokens}
+    entries = {what: entry | {'who': 'ours', 'what': what} for what in ('two forwards', *models)}
     entries['diffusers, two forwards'] = entry | {'who': 'diffusers', 'what': 'two forwards'}
     found = race.race(__file__, entries, args.rounds)
-    rows += [{'tokens': tokens, 'what': what, **result._asdict()} for what, result in found.items()]
+    rows += [entry | {'what': what, **result._asdict()} for what, result in found.items()]
   return rows
+
+
+def operations(row: dict) -> int:
+  """Of what a row of ``joined`` ran."""
+  from one4d_jax.training import flops
+
+  (cfg, adapters), sizes = config(row['layers']), flops.Sizes(1, GRIDS[row['tokens']], TEXT, IMAGE)
+  if row['what'] in MODELS:
+    return sum(flops.one4d(cfg, dataclasses.replace(adapters, kind=row['what']), sizes).forward.values())
+  return 2 * sum(flops.base(cfg, sizes).forward.values())
 
 
 def tables(results: dict) -> dict[str, str]:
@@ -186,21 +213,25 @@ def tables(results: dict) -> dict[str, str]:
   label = lambda row: (str(row['layers']), str(row['tokens']), WORK[row['what']])
   rows = [(*label(row), *race.columns(row, *BUILDERS)) for row in results['pairs']]
   made = {'dit': report.table(rows, ('layers', 'tokens', 'work', *race.headings(*BUILDERS)))}
-  two = {row['tokens']: row['seconds'] for row in results['joined'] if row['what'] == JOINED[0]}
-  rows = [
-    (str(row['tokens']), row['what'], f'{row["seconds"]:.2f}', f'{row["seconds"] / two[row["tokens"]]:.2f}')
-    for row in results['joined']
-  ]
-  return made | {'joined': report.table(rows, ('tokens a video', 'what', 's', 'of two forwards'))}
+  place = lambda row: (row['layers'], row['tokens'])
+  two = {place(row): row for row in results['joined'] if row['what'] == 'two forwards'}
+  rows = []
+  for row in results['joined']:
+    base = two[place(row)]
+    shares = row['seconds'] / base['seconds'], operations(row) / operations(base)
+    rows.append((*map(str, place(row)), row['what'], f'{row["seconds"]:.2f}', *(f'{share:.2f}' for share in shares)))
+  return made | {
+    'joined': report.table(rows, ('layers', 'tokens a video', 'what', 's', 'of two forwards', 'operations of two'))
+  }
 
 
 def main(args: argparse.Namespace) -> None:
+  made = {'pairs': pairs(args), 'joined': joined(args)}
   if args.add:
     results = json.loads(pathlib.Path(args.out).read_text())
-    results['pairs'] += pairs(args)
+    results |= {name: results[name] + rows for name, rows in made.items()}
   else:
-    results = race.about(args.rounds, 'jax', 'torch', 'diffusers', 'peft')
-    results |= {'pairs': pairs(args), 'joined': joined(args)}
+    results = race.about(args.rounds, 'jax', 'torch', 'diffusers', 'peft') | made
   page.record(args, results, tables)
 
 
