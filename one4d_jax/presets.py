@@ -53,6 +53,8 @@ def _override(values: ml_collections.ConfigDict, text: str) -> None:
   node = values
   for section in sections:
     node = node[section] if isinstance(node, ml_collections.ConfigDict) and section in node else None
+  if isinstance(node, ml_collections.ConfigDict) and isinstance(node.get(leaf), ml_collections.ConfigDict):
+    raise ConfigError(f'config {key} is a section; change one of {", ".join(f"{key}.{k}" for k in sorted(node[leaf]))}')
   if not equals or not isinstance(node, ml_collections.ConfigDict) or leaf not in node:
     known = sorted(node.keys()) if isinstance(node, ml_collections.ConfigDict) else sorted(values.keys())
     raise ConfigError(f'unknown config key {key!r}; expected --config.KEY=VALUE with KEY among {", ".join(known)}')
