@@ -76,7 +76,7 @@ def normalise(
     raise DataError('pointmap: valid pixels hold NaN or infinity; mark them invalid first')
   reach = np.quantile(np.stack([points[:, 2], 2 * np.abs(points[:, 0]), 2 * np.abs(points[:, 1])]), QUANTILE, axis=1)
   S = float(reach.max())
-  if not S > 1e-30 * np.abs(points).max():  # the rest would be infinite
+  if not 1e-30 * np.abs(points).max() < S:  # the rest would be infinite
     raise DataError(f'pointmap: extent must be positive, got {S}; every valid point is at or behind the first camera')
   scaled = np.where(valid[..., None], pointmap, 0) * np.float32(2 / S)
   scaled[..., 2] -= 1
