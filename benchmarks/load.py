@@ -375,9 +375,10 @@ def look(process, home: pathlib.Path) -> dict:
       theirs.append(resident(child))
   held = {'server': resident(process), 'children': sum(theirs), 'processes': len(theirs)}
   sizes = {'uploads': 0, 'scenes': 0}
-  for path in home.rglob('*'):
-    with contextlib.suppress(OSError):
-      sizes['uploads' if '.uploads-' in str(path) else 'scenes'] += path.stat().st_size
+  for folder, _, names in os.walk(home):  # which passes over folders that go meanwhile
+    for name in names:
+      with contextlib.suppress(OSError):
+        sizes['uploads' if '.uploads-' in folder else 'scenes'] += os.stat(os.path.join(folder, name)).st_size
   return {**held, 'files': process.num_fds(), 'threads': process.num_threads(), **sizes}
 
 
