@@ -37,6 +37,7 @@ _PATHS = re.compile(
 _UPLOAD = '/gradio_api/upload'
 _COOKIE = 'one4d_token'
 _SMALL = 2**20  # bytes: the most that any other request may bring
+_SESSIONS = 200  # pages that are remembered, the newest; gradio takes 0.2 MB for each, and would keep 10,000
 
 # A scene's page runs its own scripts, but not in the name of ours.
 _HEADERS = {
@@ -122,6 +123,7 @@ def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path, host: str, tok
     return fastapi.responses.FileResponse(folder / name, headers=_HEADERS)
 
   made = page.build(jobs, uploads, weights=weights)
+  made.state_session_capacity = _SESSIONS
   made.has_launched = True  # only then does gradio refuse requests that name another file of this machine as an upload
   gradio.mount_gradio_app(
     app,

@@ -386,6 +386,19 @@ def test_a_token_is_asked_for_once(tmp_path):
   assert client.get('/scenes/a/scene.html').status_code == 200
 
 
+def test_only_the_newest_pages_are_remembered(tmp_path, monkeypatch):
+  monkeypatch.setattr(server, '_SESSIONS', 3)
+  made, build = [], page.build
+  monkeypatch.setattr(page, 'build', lambda *args, **more: made.append(build(*args, **more)) or made[0])
+  with Jobs(tmp_path, FAKE) as jobs, Uploads(tmp_path, limit=2**20) as checked:
+    server.build(jobs, checked, weights=EMBEDDED, host='127.0.0.1')
+    sessions = made[0].state_holder
+    for i in range(5):
+      sessions[f'page-{i}']
+    sessions.update('page-4')
+  assert list(sessions.session_data) == ['page-2', 'page-3', 'page-4']
+
+
 def test_short_tokens_are_refused():
   with pytest.raises(UserError, match='8 or more letters'):
     server.serve(token='1234')
