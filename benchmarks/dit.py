@@ -36,6 +36,7 @@ WORK = {  # what is run, and how much of the forward pass the backward pass does
 }
 FORWARDS = {'forward': 1, 'two forwards': 2}  # of the base alone
 MODELS = ('no_links', 'dlc', 'spatial_concat', 'channel_concat')
+THEIRS = 'diffusers'
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,10 +47,9 @@ def parser() -> argparse.ArgumentParser:
     '--tokens', type=numbers, default=[390, 1560], metavar='N,...', help=f'of {", ".join(map(str, GRIDS))}'
   )
   names = lambda text: text.split(',')
-  p.add_argument('--work', type=names, default=list(WORK), metavar='A,B,...', help=f'of {", ".join(WORK)}; or none')
-  p.add_argument(
-    '--joined', type=names, default=list(MODELS), metavar='A,B,...', help=f'of {", ".join(MODELS)}; or none'
-  )
+  for flag, known in (('--work', WORK), ('--joined', (*MODELS, THEIRS))):
+    about = f'of {", ".join(known)}; or none'
+    p.add_argument(flag, type=names, default=list(known), metavar='A,B,...', help=about)
   p.add_argument('--rounds', type=int, default=5, help='(default: %(default)s)')
   p.add_argument('--add', action='store_true', help='to what --out holds')
   return p
@@ -191,7 +191,8 @@ def joined(args: argparse.Namespace) -> list[dict]:
   for layers, tokens in itertools.product(args.layers, args.tokens) if models else ():
     entry = {'layers': layers, 'tokens': tokens}
     entries = {what: entry | {'who': 'ours', 'what': what} for what in ('two forwards', *models)}
-    entries['diffusers, two forwards'] = entry | {'who': 'diffusers', 'what': 'two forwards'}
+    if THEIRS in args.joined:
+      entries[f'{THEIRS}, two forwards'] = entry | {'who': THEIRS, 'what': 'two forwards'}
     found = race.race(__file__, entries, args.rounds)
     rows += [entry | {'what': what, **result._asdict()} for what, result in found.items()]
   return rows
@@ -235,7 +236,7 @@ def main(args: argparse.Namespace) -> None:
   page.record(args, results, tables)
 
 
-BUILDERS = {'ours': ours, 'diffusers': theirs}
+BUILDERS = {'ours': ours, THEIRS: theirs}
 
 if __name__ == '__main__':
   race.enter(BUILDERS)
