@@ -435,12 +435,15 @@ def main(args: argparse.Namespace) -> None:
   import psutil
 
   with tempfile.TemporaryDirectory() as folder, (pathlib.Path(folder) / 'log').open('w+') as log:
+    said = pathlib.Path(folder) / 'said'  # a file: a pipe that nobody reads stops who writes into it
     home = pathlib.Path(folder) / 'jobs'
     command = [sys.executable, '-m', 'one4d_jax.view', '--app', '--port=0', f'--jobs={home}', f'--upload-limit={LIMIT}']
     settings = {**os.environ, 'PYTHONUNBUFFERED': '1'}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env=settings) as server:
+    with said.open('w') as out, subprocess.Popen(command, stdout=out, stderr=log, cwd=ROOT, env=settings) as server:
       try:
-        address = server.stdout.readline().split()[0]
+        while '\n' not in said.read_text():
+          time.sleep(0.1)
+        address = said.read_text().split()[0]
         crowd, samples = asyncio.run(load(args, address, psutil.Process(server.pid), home))
         children = psutil.Process(server.pid).children(recursive=True)
         server.send_signal(signal.SIGTERM)

@@ -37,7 +37,7 @@ _PATHS = re.compile(
 _UPLOAD = '/gradio_api/upload'
 _COOKIE = 'one4d_token'
 _SMALL = 2**20  # bytes: the most that any other request may bring
-_SESSIONS = 200  # pages that are remembered, the newest; gradio takes 0.2 MB for each, and would keep 10,000
+_SESSIONS = 1000  # pages that are remembered, the newest; gradio takes 0.2 MB for each, and would keep 10,000
 
 # A scene's page runs its own scripts, but not in the name of ours.
 _HEADERS = {
