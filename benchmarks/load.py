@@ -408,7 +408,8 @@ def tables(results: dict) -> dict[str, str]:
   ]
   rows.append(('all', *(str(sum(int(row[i]) for row in rows)) for i in (1, 2, 3))))
   deeds = report.table(rows, ('what a client does', 'as it should be', 'told that 20 jobs wait', 'otherwise'))
-  samples, parts = results['samples'], 6
+  samples = results['samples']
+  parts = min(6, len(samples))
   mib = lambda value: f'{value / 2**20:.0f}'
   held = []
   for i in range(parts):
