@@ -22,12 +22,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import page, race  # noqa: E402
 from one4d_jax import cli  # noqa: E402
 
-GRIDS = {
-  390: (5, 6, 13),
-  1560: (5, 12, 26),
-  3120: (5, 24, 26),
-  18018: (21, 22, 39),
-}  # tokens along frames, rows, columns
+# Tokens along frames, rows, columns; the last is the paper's size.
+GRIDS = {390: (5, 6, 13), 1560: (5, 12, 26), 3120: (5, 24, 26), 18018: (21, 22, 39)}
 RANK, TEXT, IMAGE = 64, 512, 257
 WORK = {  # what is run, and how much of the forward pass the backward pass does again
   'forward': 'forward',

@@ -13,6 +13,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -70,10 +71,10 @@ class Job:
 class Tab:
   """A page that is open in a browser: its session, and a connection that says that it is open."""
 
-  def __init__(self, address: str, number: int):
+  def __init__(self, address: str):
     import httpx
 
-    self.number, self.session = number, secrets.token_hex(8)
+    self.session = secrets.token_hex(8)
     timeout = httpx.Timeout(120.0, read=None)
     alone = httpx.Limits(max_keepalive_connections=0)  # one that the server has closed is not used again
     self.http = httpx.AsyncClient(base_url=address, verify=False, timeout=timeout, limits=alone, trust_env=False)
@@ -125,7 +126,7 @@ class Tab:
           return found
     raise Wrong(f'{name}: the stream ended before the function')
 
-  async def upload(self, name: str, content, **headers) -> dict:
+  async def upload(self, name: str, content) -> dict:
     """Sends a file and returns what the page would hand on of it. ``content`` is bytes, or an async iterator."""
     border = secrets.token_hex(8)
     head = f'--{border}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
@@ -138,7 +139,7 @@ class Tab:
       yield tail
 
     body = head + content + tail if isinstance(content, bytes) else pieces()
-    headers = {'content-type': f'multipart/form-data; boundary={border}', **headers}
+    headers = {'content-type': f'multipart/form-data; boundary={border}'}
     answer = await self.http.post('/gradio_api/upload', content=body, headers=headers)
     if answer.status_code != 200:
       raise Wrong(f'upload: status {answer.status_code}')
@@ -191,6 +192,16 @@ def new_job(rng: random.Random, *, picture: bool) -> tuple[Job, bytes]:
   return Job(f'a room {secrets.token_hex(8)}', size), stored.getvalue()
 
 
+@functools.cache  # takes long to make, and all clients wait meanwhile
+def bomb() -> bytes:
+  """A small file of a picture that is much too large."""
+  from PIL import Image
+
+  stored = io.BytesIO()
+  Image.new('1', (30000, 30000)).save(stored, 'PNG')
+  return stored.getvalue()
+
+
 @deed('a scene of a prompt', 6)
 async def prompt(tab: Tab, rng: random.Random) -> None:
   job, _ = new_job(rng, picture=False)
@@ -225,7 +236,7 @@ async def leaves(tab: Tab, rng: random.Random) -> None:
   await tab.call('watch', None, until=2)
   await tab.__aexit__()
   await asyncio.sleep(rng.uniform(0, 10))
-  async with Tab(str(tab.http.base_url), tab.number) as again:
+  async with Tab(str(tab.http.base_url)) as again:
     await again.collect(job)
 
 
@@ -242,17 +253,13 @@ async def cancels(tab: Tab, rng: random.Random) -> None:
 @deed('sends a file that is not what its name says, or is damaged', 3)
 async def mislabelled(tab: Tab, rng: random.Random) -> None:
   _, good = new_job(rng, picture=True)
-  bomb = io.BytesIO()
-  from PIL import Image
-
-  Image.new('1', (30000, 30000)).save(bomb, 'PNG')
   name, content = rng.choice([
     ('clip.mp4', rng.randbytes(100_000)),
     ('picture.png', b'<html><script>alert(1)</script></html>'),
     ('picture.png', b'\x7fELF' + rng.randbytes(5000)),
     ('picture.jpg', good[: len(good) // 2]),
     ('clip.gif', b'GIF89a' + rng.randbytes(3000)),
-    ('picture.png', bomb.getvalue()),
+    ('picture.png', bomb()),
     ('clip.mov', b'PK\x03\x04' + rng.randbytes(3000)),
     ('empty.png', b''),
   ])  # fmt: skip
@@ -350,7 +357,7 @@ class Crowd:
       name = rng.choices(list(DEEDS), [weight for _, weight, _ in DEEDS.values()])[0]
       counts = self.counts[name]
       try:
-        async with Tab(self.address, number) as tab:
+        async with Tab(self.address) as tab:
           self.pages.append(tab.seconds)
           await DEEDS[name][2](tab, rng)
         counts['right'] += 1

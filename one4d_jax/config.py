@@ -69,19 +69,30 @@ class DataConfig:
       ConfigError: an empty part, or a weight that is no number above 0.
     """
     found = []
-    for part in self.source.split(','):
-      name, at, weight = part.strip().rpartition('@')
-      name, weight = (name, weight) if at else (weight, '1')
+    for part, name, weight in self._parts():
       try:
         value = float(weight)
       except ValueError:
         value = math.nan
       if not name or not 0 < value < math.inf:
         raise ConfigError(
-          f"data.source={self.source!r}: {part.strip()!r} must be 'procedural' or a folder, with a weight above 0 if "
+          f"data.source={self.source!r}: {part!r} must be 'procedural' or a folder, with a weight above 0 if "
           "it is not to be 1, as in 'DIR@3,DIR2@1'"
         )
       found.append((name, value))
+    return found
+
+  @property
+  def is_procedural(self) -> bool:
+    """Whether a part of ``source`` is, be the others well formed or not."""
+    return any(name == 'procedural' for _, name, _ in self._parts())
+
+  def _parts(self) -> list[tuple[str, str, str]]:
+    """Each part of ``source``, its name and its weight, as written."""
+    found = []
+    for part in map(str.strip, self.source.split(',')):
+      name, at, weight = part.rpartition('@')
+      found.append((part, name, weight) if at else (part, weight, '1'))
     return found
 
 
@@ -209,14 +220,13 @@ def check(config: Config) -> None:
     size = getattr(data, name)
     if size < 16 or size % 16:
       problems.append(f'data.{name}={size} must be a multiple of 16; nearest is {max(16, round(size / 16) * 16)}')
-  procedural = any(part.partition('@')[0].strip() == 'procedural' for part in data.source.split(','))
-  if procedural and data.frames == 1:
+  if data.is_procedural and data.frames == 1:
     problems.append('data.frames=1 must be at least 5: of a procedural clip some frames are given, not all')
   if train.stage == 'vae':
     frames, side = train.crop
     if frames < 5 or frames % 4 != 1 or side < 8 or side % 8:
       problems.append(f'train.crop={train.crop} must be 4n+1 frames, at least 5, and a side that is a multiple of 8')
-    elif procedural and (frames > data.frames or side > min(data.height, data.width)):
+    elif data.is_procedural and (frames > data.frames or side > min(data.height, data.width)):
       problems.append(f'train.crop={train.crop} must fit into {data.frames} frames of {data.height}x{data.width}')
   if model.dit.heads < 1 or model.dit.width % model.dit.heads or model.dit.width // model.dit.heads % 2:
     problems.append(f'model.dit.width={model.dit.width} must be an even multiple of heads={model.dit.heads}')

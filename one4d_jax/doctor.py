@@ -191,9 +191,7 @@ def _weights(args: argparse.Namespace) -> Finding:
   from one4d_jax.model import bundle
   from one4d_jax.model.files import find_parts
 
-  folder = bundle.locate(args.weights)
-  bundle.describe(folder)  # names the file, where it is damaged
-  places = find_parts(folder)
+  places = find_parts(bundle.locate(args.weights))
   # Folders have a manifest to compare with, and may be larger than this machine's memory; files are read.
   found = bundle.load(args.weights, [part for part, place in places.items() if place.is_file()])
   return Finding('ok', f'{args.weights or "embedded"}: {", ".join(places)}; {found.hash}')

@@ -26,7 +26,7 @@ def address():
 
 def run(address: str, does) -> object:
   async def visit():
-    async with load.Tab(address, 0) as tab:
+    async with load.Tab(address) as tab:
       return await does(tab)
 
   return asyncio.run(visit())
