@@ -164,10 +164,10 @@ class Tab:
   async def collect(self, job: Job) -> None:
     """Waits for the end of the job as a page does that finds it, and looks at the whole scene."""
     await self.call('resume', job.id)
-    await self.call('watch', None)
-    shown, *_ = await self.call('show', None)
+    await self.call('watch', job.id)
+    shown, *_ = await self.call('show', job.id)
     if not (isinstance(shown, str) and f'scenes/{job.id}/scene.html' in shown):
-      status, *_ = await self.call('watch', None)
+      status, *_ = await self.call('watch', job.id)
       raise Wrong(f'no scene: {status}')
     answer = await self.http.get(f'/scenes/{job.id}/scene.zip')
     with zipfile.ZipFile(io.BytesIO(answer.raise_for_status().content)) as stored:
@@ -233,7 +233,7 @@ async def slow(tab: Tab, rng: random.Random) -> None:
 async def leaves(tab: Tab, rng: random.Random) -> None:
   job, _ = new_job(rng, picture=False)
   await tab.submit(job)
-  await tab.call('watch', None, until=2)
+  await tab.call('watch', job.id, until=2)
   await tab.__aexit__()
   await asyncio.sleep(rng.uniform(0, 10))
   async with Tab(str(tab.http.base_url)) as again:
@@ -245,7 +245,7 @@ async def cancels(tab: Tab, rng: random.Random) -> None:
   job, _ = new_job(rng, picture=False)
   await tab.submit(job)
   await asyncio.sleep(rng.uniform(0, 3))
-  await tab.call(('cancel', 'click'), None)
+  await tab.call(('cancel', 'click'), job.id)
   if (await tab.http.get(f'/scenes/{job.id}/run.json')).status_code not in (200, 404):
     raise Wrong('a cancelled job is served')
 

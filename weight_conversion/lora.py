@@ -16,6 +16,7 @@ import dataclasses
 import fnmatch
 import functools
 import json
+import math
 import os
 import pathlib
 import re
@@ -212,6 +213,9 @@ def read(path: str | os.PathLike, *, scale: float | None = None, drop: Iterable[
     due = stated.rank(named[native])
     if due is not None and due != rank:
       problems.append(f'{where}: rank {rank}, its configuration says {due}')
+    if 'alpha' in found and found['alpha'].size != 1:
+      problems.append(f'{where}: alpha {found["alpha"].shape} is not one number')
+      continue
     alpha = float(found['alpha'].item()) if 'alpha' in found else stated.alpha(named[native], rank)
     pairs[native] = Pair(down, up, rank if alpha is None else alpha), alpha is not None
   if problems:
@@ -341,11 +345,28 @@ def _stated(path: pathlib.Path, header: Mapping[str, str]) -> _Stated:
   """From ``adapter_config.json`` beside the file, or from the header of diffusers."""
   beside = path.with_name('adapter_config.json')
   config = json.loads(beside.read_text() if beside.is_file() else header.get(METADATA, '{}'))
+  place = beside if beside.is_file() else f'{METADATA} of {path}'
   if not isinstance(config, dict):
-    place = beside if beside.is_file() else f'{METADATA} of {path}'
     raise CheckpointError(f'{place} holds {str(config)[:40]!r} in place of an object; download it again')
   config = {key.removeprefix('transformer.'): value for key, value in config.items()}  # diffusers' name of the network
   if config.get('peft_type', 'LORA') != 'LORA' or config.get('use_dora'):
     kind = 'DoRA' if config.get('use_dora') else config['peft_type']
     raise CheckpointError(f'{path} is {kind}, not LoRA: it cannot become an adapter here; merge it into a base instead')
+  numbers = {name: config.get(name) for name in ('r', 'lora_alpha')}
+  for name in ('rank_pattern', 'alpha_pattern'):
+    patterns = config.get(name) or {}
+    if not isinstance(patterns, dict) or not all(map(_is_pattern, patterns)):
+      raise CheckpointError(f'{place}: {name} is {str(patterns)[:40]!r}, not numbers by patterns; download it again')
+    numbers |= patterns
+  for name, value in numbers.items():
+    if not (value is None or (isinstance(value, int | float) and math.isfinite(value))):
+      raise CheckpointError(f'{place}: {name} is {str(value)[:40]!r}, not a number; download it again')
   return _Stated(config)
+
+
+def _is_pattern(text: str) -> bool:
+  try:
+    re.compile(text)
+  except re.error:
+    return False
+  return True

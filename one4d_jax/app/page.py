@@ -77,7 +77,7 @@ def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path) -> gr.Blocks:
   most_frames = _MOST_WINDOWS * own['frames']
   with gr.Blocks(title='One4D', analytics_enabled=False, fill_width=True, delete_cache=(600, 7200)) as page:
     upload = gr.State()  # what ``uploads.look`` said of the file
-    job = gr.State()  # id of the job that this tab shows
+    job = gr.Textbox(visible=False)  # id of the one that is shown; kept by the page, which the server may forget
     latest = gr.BrowserState(None, storage_key='one4d-job')  # the same, for when the page is opened again
     with gr.Row():
       gr.HTML('<h1>One4D</h1><p>A clip, an image or a sentence in; a 4D scene out.</p>', elem_id='head')

@@ -17,7 +17,7 @@ from one4d_jax.request import EXAMPLE
 from tests.app import children, eventually, gone, serving
 from tests.browser import colours
 
-# Serves scenes made at once, and notes every attempt of the process to reach another machine.
+# Serves scenes made at once, remembers one page, and notes every attempt of the process to reach another machine.
 CODE = """
 import sys
 def note(event, args):
@@ -25,6 +25,7 @@ def note(event, args):
     open({log!r}, 'a').write(f'{{event}} {{args}}\\n')
 sys.addaudithook(note)
 from one4d_jax.app import server
+server._SESSIONS = 1
 server.serve(port=0, upload_limit=1, function='tests.app.producers:produce')
 """
 

@@ -238,6 +238,19 @@ def test_files_that_are_no_lora(tmp_path):
     lora.read(file(tmp_path, given, {'peft_type': 'LOHA'}))
   with pytest.raises(CheckpointError, match=r"adapter_config.json holds '\[1, 2\]' in place of an object"):
     lora.read(file(tmp_path, given, [1, 2]))
+  for config, wrong in (
+    ({'r': '4'}, "r is '4', not a number"),
+    ({'lora_alpha': {}}, "lora_alpha is '{}', not a number"),
+    ({'lora_alpha': float('nan')}, "lora_alpha is 'nan', not a number"),
+    ({'rank_pattern': {'q': [4]}}, r"q is '\[4\]', not a number"),
+    ({'rank_pattern': [4]}, r"rank_pattern is '\[4\]', not numbers by patterns"),
+    ({'alpha_pattern': {'(': 4}}, 'alpha_pattern is .*, not numbers by patterns'),
+  ):
+    with pytest.raises(CheckpointError, match=f'adapter_config.json: {wrong}'):
+      lora.read(file(tmp_path, given, config))
+  several = given | {'blocks.0.self_attn.q.alpha': np.ones(2, np.float32)}
+  with pytest.raises(CheckpointError, match=r'q: alpha \(2,\) is not one number'):
+    lora.read(file(tmp_path / 'alpha', several))
   with pytest.raises(CheckpointError, match=f"{lora.METADATA} of .*x.safetensors holds 'None'"):
     lora.read(file(tmp_path / 'header', given, metadata={lora.METADATA: 'null'}))
   (tmp_path / 'x.safetensors').write_bytes(b'no header')
