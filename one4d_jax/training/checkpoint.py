@@ -5,10 +5,12 @@ A checkpoint holds the trained parameters, optimizer state, step, PRNG key, data
 written in shares, by the process that holds each, while training goes on; they are read as the mesh of now wants them.
 """
 
+import contextlib
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,6 +20,22 @@ from one4d_jax.training.step import State
 
 OUTDATED = 'outdated'  # folder among the checkpoints
 DAMAGED = 'damaged'  # folder beside them
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """At the first array that cannot be read Orbax closes its event loop; of each other one a traceback would say so."""
+  before = sys.unraisablehook
+
+  def hook(what) -> None:
+    if str(what.exc_value) != 'Event loop is closed':
+      before(what)
+
+  sys.unraisablehook = hook
+  try:
+    yield
+  finally:
+    sys.unraisablehook = before
 
 
 class Checkpoints:
@@ -76,6 +94,7 @@ class Checkpoints:
     if jax.process_index() == 0:
       shutil.rmtree(os.path.join(self._folder, OUTDATED), ignore_errors=True)
 
+  @_quiet()
   def restore(self, state: State, tell: Callable[[str], None] = print) -> tuple[State, dict]:
     """The newest checkpoint in the shape of ``state`` (arrays, or their shapes with shardings).
 

@@ -174,6 +174,7 @@ def test_a_checkpoint_of_other_weights_or_shapes_is_refused(tmp_path):
   same.close()
 
 
+@pytest.mark.filterwarnings('error::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('damage', ['cut', 'empty', 'gone'])
 @pytest.mark.parametrize('pattern', ['state/manifest.ocdbt', 'state/d/*', 'state/_METADATA', 'about/metadata'])
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, pattern, damage):
