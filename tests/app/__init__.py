@@ -30,12 +30,15 @@ def gone(pid: int) -> bool:
 
 @contextlib.contextmanager
 def serving(*command: str, **settings) -> Iterator[tuple[subprocess.Popen, str]]:
-  """A Python process that serves the app, and the address that it prints; killed at the end if it still runs."""
+  """A Python process that serves the app, and the address that it prints; asked to end, so that it takes its folder away."""
   environment = {**os.environ, **settings, 'PYTHONUNBUFFERED': '1'}
   with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment) as process:
     try:
       yield process, process.stdout.readline().split()[0]
     finally:
+      process.terminate()
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(20)
       process.kill()
 
 
