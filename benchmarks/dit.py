@@ -229,9 +229,10 @@ def main(args: argparse.Namespace) -> None:
     results |= {name: results[name] + rows for name, rows in made.items()}
   else:
     results = race.about(args.rounds, 'jax', 'torch', 'diffusers', 'peft') | made
-  page.record(args, results, tables)
+  page.record(args, results, tables, readme=readme)
 
 
+readme = race.readme
 BUILDERS = {'ours': ours, THEIRS: theirs}
 
 if __name__ == '__main__':

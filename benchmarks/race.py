@@ -19,6 +19,7 @@ from typing import NamedTuple
 from benchmarks import page
 
 _FLAG = '--entry'
+_RACES = 'dit', 'vae', 'text'  # whose results README sums up
 
 
 class Result(NamedTuple):
@@ -119,6 +120,25 @@ def columns(row: dict, ours: str, theirs: str) -> tuple[str, ...]:
   seconds = (f'{of["seconds"]:.2f} ± {of["spread"] / 2:.2f}' for of in (a, b))
   memory = (f'{of["memory"] / 2**30:.2f}' for of in (a, b))
   return *seconds, f'{a["seconds"] / b["seconds"]:.2f}', *memory, f'{a["memory"] / b["memory"]:.2f}'
+
+
+def readme(_: dict) -> dict[str, str]:
+  """What README says of speed, of the committed results of all races."""
+  found = {name: json.loads((page.ROOT / f'benchmarks/results/{name}.json').read_text()) for name in _RACES}
+  rows = [row for results in found.values() for row in results.get('rows', results.get('pairs'))]
+  span = lambda ratios: f'{min(ratios):.2f} to {max(ratios):.2f}'
+  against = lambda field: span(
+    [row['ours'][field] / row[peer][field] for row in rows for peer in ('diffusers', 'transformers') if peer in row]
+  )
+  place = lambda row: (row['layers'], row['tokens'])
+  seconds = {(row['what'], place(row)): row['seconds'] for row in found['dit']['joined']}
+  dlc = span([taken / seconds['two forwards', at] for (what, at), taken in seconds.items() if what == 'dlc'])
+  text = (
+    f'On two CPU cores its networks take {against("seconds")} of the time of diffusers, PEFT and transformers at the same\n'
+    f'work, and {against("memory")} of their memory; both branches with their links take {dlc} times two forward\n'
+    'passes of the base. Nothing was timed on an accelerator ([performance](docs/performance.md)).'
+  )
+  return {'speed': text}
 
 
 def _tell(value) -> None:

@@ -76,7 +76,7 @@ def theirs(entry: dict):
 
 def main(args: argparse.Namespace) -> None:
   rows = [race.pair(__file__, {'what': what}, BUILDERS, args.rounds) for what in ('UMT5', 'CLIP')]
-  page.record(args, race.about(args.rounds, 'jax', 'torch', 'transformers') | {'rows': rows}, tables)
+  page.record(args, race.about(args.rounds, 'jax', 'torch', 'transformers') | {'rows': rows}, tables, readme=readme)
 
 
 def tables(results: dict) -> dict[str, str]:
@@ -86,6 +86,7 @@ def tables(results: dict) -> dict[str, str]:
   return {'text': report.table(lines, ('encoder', *race.headings(*BUILDERS)))}
 
 
+readme = race.readme
 BUILDERS = {'ours': ours, 'transformers': theirs}
 
 if __name__ == '__main__':

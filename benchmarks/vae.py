@@ -68,7 +68,7 @@ def theirs(entry: dict):
 def main(args: argparse.Namespace) -> None:
   work = itertools.product(args.sizes, ('encode', 'decode'))
   rows = [race.pair(__file__, {'size': size, 'what': what}, BUILDERS, args.rounds) for size, what in work]
-  page.record(args, race.about(args.rounds, 'jax', 'torch', 'diffusers') | {'rows': rows}, tables)
+  page.record(args, race.about(args.rounds, 'jax', 'torch', 'diffusers') | {'rows': rows}, tables, readme=readme)
 
 
 def tables(results: dict) -> dict[str, str]:
@@ -78,6 +78,7 @@ def tables(results: dict) -> dict[str, str]:
   return {'vae': report.table(lines, ('frames x height x width', 'work', *race.headings(*BUILDERS)))}
 
 
+readme = race.readme
 BUILDERS = {'ours': ours, 'diffusers': theirs}
 
 if __name__ == '__main__':
