@@ -134,9 +134,9 @@ def readme(_: dict) -> dict[str, str]:
   seconds = {(row['what'], place(row)): row['seconds'] for row in found['dit']['joined']}
   dlc = span([taken / seconds['two forwards', at] for (what, at), taken in seconds.items() if what == 'dlc'])
   text = (
-    f'On two CPU cores its networks take {against("seconds")} of the time of diffusers, PEFT and transformers at the same\n'
-    f'work, and {against("memory")} of their memory; both branches with their links take {dlc} times two forward\n'
-    'passes of the base. Nothing was timed on an accelerator ([performance](docs/performance.md)).'
+    f'On two CPU cores its networks take {against("seconds")} of the time of diffusers, PEFT and transformers at the\n'
+    f'same work, and {against("memory")} of their memory; both branches with their links take {dlc} times two\n'
+    'forward passes of the base. Nothing was timed on an accelerator ([performance](docs/performance.md)).'
   )
   return {'speed': text}
 

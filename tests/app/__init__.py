@@ -30,7 +30,7 @@ def gone(pid: int) -> bool:
 
 @contextlib.contextmanager
 def serving(*command: str, **settings) -> Iterator[tuple[subprocess.Popen, str]]:
-  """A Python process that serves the app, and the address that it prints; asked to end, so that it takes its folder away."""
+  """A Python process that serves the app, and the address that it prints; asked to end, so that its folder goes."""
   environment = {**os.environ, **settings, 'PYTHONUNBUFFERED': '1'}
   with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment) as process:
     try:
