@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -140,18 +141,20 @@ def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path, host: str, tok
     **page.look(),
   )
   hosts = (host, '127.0.0.1', 'localhost', '::1') if _is_local(host) else None
-  return Guard(app, upload_limit=uploads.limit, hosts=hosts, token=token)
+  return Guard(app, uploads=uploads, hosts=hosts, token=token)
 
 
 class Guard:
   """ASGI middleware: only paths the page needs, bodies of bounded size, a host name that is ours, and the token.
 
+  Uploads stop while the disk has no room for two of the largest: scenes need some as well.
+
   The host name keeps a foreign web page from reaching a local server by a name that it points at 127.0.0.1. The token
   comes with the first request for the page and stays in a cookie.
   """
 
-  def __init__(self, app, *, upload_limit: int, hosts: tuple[str, ...] | None, token: str | None = None):
-    self._app, self._upload_limit, self._hosts, self._token = app, upload_limit, hosts, token
+  def __init__(self, app, *, uploads: Uploads, hosts: tuple[str, ...] | None, token: str | None = None):
+    self._app, self._uploads, self._hosts, self._token = app, uploads, hosts, token
 
   async def __call__(self, scope, receive, send) -> None:
     if scope['type'] == 'lifespan':
@@ -159,7 +162,7 @@ class Guard:
     if scope['type'] != 'http':
       return await send({'type': 'websocket.close'})
     headers = dict(scope['headers'])
-    left = self._upload_limit + _SMALL if scope['path'] == _UPLOAD else _SMALL
+    left = self._uploads.limit + _SMALL if scope['path'] == _UPLOAD else _SMALL
     if self._hosts and _host_name(headers.get(b'host', b'').decode('latin-1')) not in self._hosts:
       return await _answer(send, 421)
     if not _PATHS.fullmatch(scope['path']):
@@ -172,6 +175,8 @@ class Guard:
       return await _answer(send, 303, (b'location', b'/'), (b'set-cookie', cookie.encode()))
     if int(headers.get(b'content-length', b'0')) > left:
       return await _answer(send, 413)
+    if scope['path'] == _UPLOAD and shutil.disk_usage(self._uploads.folder).free < 2 * left:
+      return await _answer(send, 507, text='the disk of this app is nearly full; try again later')
 
     async def bounded():
       nonlocal left
@@ -217,10 +222,10 @@ class _Sink(io.RawIOBase):
     return held
 
 
-async def _answer(send, status: int, *headers: tuple[bytes, bytes]) -> None:
+async def _answer(send, status: int, *headers: tuple[bytes, bytes], text: str = '') -> None:
   headers = [(b'content-type', b'text/plain'), *headers]
   await send({'type': 'http.response.start', 'status': status, 'headers': headers})
-  await send({'type': 'http.response.body', 'body': str(status).encode()})
+  await send({'type': 'http.response.body', 'body': (text or str(status)).encode()})
 
 
 def _cookie(headers: dict[bytes, bytes]) -> str:

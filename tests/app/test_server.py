@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -161,7 +162,19 @@ def test_large_requests_are_refused_by_what_they_announce(served):
   assert upload(2**20).status_code == 200
 
 
-def test_large_requests_end_where_they_announce_nothing():
+def test_uploads_stop_before_the_disk_is_full(served, monkeypatch):
+  client, *_ = served
+  used = shutil.disk_usage
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: used(path)._replace(free=3 * 2**20))
+  upload = lambda: client.post('/gradio_api/upload', files={'files': ('a.mp4', b'x')})
+  answer = upload()
+  assert answer.status_code == 507 and 'nearly full' in answer.text
+  assert client.get('/').status_code == 200, 'the rest goes on'
+  monkeypatch.undo()
+  assert upload().status_code == 200
+
+
+def test_large_requests_end_where_they_announce_nothing(tmp_path):
   received = []
 
   async def app(scope, receive, send):
@@ -171,7 +184,7 @@ def test_large_requests_end_where_they_announce_nothing():
   async def endless():
     return {'type': 'http.request', 'body': b'x' * 2**18, 'more_body': True}
 
-  guard = server.Guard(app, upload_limit=2**20, hosts=None)
+  guard = server.Guard(app, uploads=Uploads(tmp_path, limit=2**20), hosts=None)
   scope = {'type': 'http', 'path': '/gradio_api/upload', 'headers': []}
   asyncio.run(asyncio.wait_for(guard(scope, endless, None), 10))
   assert len(received) == 8
@@ -373,7 +386,7 @@ def test_a_token_is_asked_for_once(tmp_path):
     await send({'type': 'http.response.start', 'status': 200, 'headers': []})
     await send({'type': 'http.response.body', 'body': b'the page'})
 
-  guard = server.Guard(app, upload_limit=2**20, hosts=None, token='a-long-token')
+  guard = server.Guard(app, uploads=Uploads(tmp_path, limit=2**20), hosts=None, token='a-long-token')
   client = TestClient(guard, base_url='http://127.0.0.1', follow_redirects=False)
   for path in ('/', '/?token=', '/?token=another-token', '/scenes/a/scene.html?token=a-long-token', '/config'):
     assert client.get(path).status_code == 401
