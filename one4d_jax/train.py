@@ -223,6 +223,7 @@ def train(
   # -- Loop --------------------------------------------------------------------------------------------------------
   stopped, step = False, start
   with (
+    contextlib.closing(writer),
     Watchdog(settings.hang_seconds, say) as watchdog,
     Steps(workdir / 'profile' if profile else None, start + 3) as traced,
     tqdm(
@@ -260,7 +261,6 @@ def train(
           journal.pause()
   checkpoints.close()
   batches.close()
-  writer.close()
   if stopped and step < settings.steps:
     say(f'asked to stop: step {step} is saved; the same command continues')
     return False

@@ -43,11 +43,11 @@ class Writer:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in read(folder) if resume_step is None or row['step'] <= resume_step]
     write_whole(folder / FILE, ''.join(json.dumps(row) + '\n' for row in rows))
+    if wandb:
+      self._run = _Wandb(folder, wandb, rows)
     self._lines = open(folder / FILE, 'a', buffering=1)  # noqa: SIM115, closed by ``close``
     purge = None if resume_step is None else resume_step + 1
     self._board = SummaryWriter(str(folder / 'tensorboard'), purge_step=purge)
-    if wandb:
-      self._run = _Wandb(folder, wandb, rows)
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     if self._lines is None:
