@@ -75,7 +75,7 @@ def build(jobs: Jobs, uploads: Uploads, *, weights: pathlib.Path) -> gr.Blocks:
   """The page; its scenes are made with the bundle at ``weights``. Raises CheckpointError where that is not whole."""
   own = read_sizes(weights)
   most_frames = _MOST_WINDOWS * own['frames']
-  with gr.Blocks(title='One4D', analytics_enabled=False, fill_width=True, delete_cache=(600, 7200)) as page:
+  with gr.Blocks(title='One4D', analytics_enabled=False, fill_width=True) as page:
     upload = gr.State()  # what ``uploads.look`` said of the file
     job = gr.Textbox(visible=False)  # id of the one that is shown; kept by the page, which the server may forget
     latest = gr.BrowserState(None, storage_key='one4d-job')  # the same, for when the page is opened again

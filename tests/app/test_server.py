@@ -20,7 +20,7 @@ pytest.importorskip('gradio', reason="needs gradio (pip install '.[app]')")
 from fastapi.testclient import TestClient
 
 from one4d_jax import view
-from one4d_jax.app import page, server
+from one4d_jax.app import page, server, uploads
 from one4d_jax.app.jobs import Jobs
 from one4d_jax.app.uploads import Uploads
 from one4d_jax.errors import UserError
@@ -219,6 +219,31 @@ def test_a_file_that_crashes_its_decoder_is_refused(tmp_path):
     for _ in range(2):
       with pytest.raises(UserError, match=r'a\.png cannot be read \(its process was ended by SIGSEGV\)'):
         checked.look(str(tmp_path / 'a.png'))
+
+
+def test_uploads_go_after_two_hours(tmp_path):
+  checked = Uploads(tmp_path, limit=100)
+  old, again = tmp_path / 'a' / 'old.png', tmp_path / 'b' / 'again.png'
+  for path in (old, again, tmp_path / 'loose.png'):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b'x')
+  for now in (0, 7199):
+    checked.forget(now)
+    assert old.is_file() and again.is_file()
+  os.utime(again, ns=(0, 0))  # it came a second time
+  (tmp_path / 'new.png').touch()
+  checked.forget(7201)
+  assert sorted(path.name for path in tmp_path.rglob('*')) == ['again.png', 'b', 'new.png']
+  checked.forget(7201 + 7200)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_old_uploads_go_by_themselves(tmp_path, monkeypatch):
+  monkeypatch.setattr(uploads, '_PULSE', 0.01)
+  monkeypatch.setattr(uploads, '_LIFETIME', 0.05)
+  (tmp_path / 'a.png').touch()
+  with Uploads(tmp_path, limit=100):
+    eventually(lambda: not (tmp_path / 'a.png').exists())
 
 
 SEEN = {
