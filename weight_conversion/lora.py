@@ -352,13 +352,13 @@ def _stated(path: pathlib.Path, header: Mapping[str, str]) -> _Stated:
   if config.get('peft_type', 'LORA') != 'LORA' or config.get('use_dora'):
     kind = 'DoRA' if config.get('use_dora') else config['peft_type']
     raise CheckpointError(f'{path} is {kind}, not LoRA: it cannot become an adapter here; merge it into a base instead')
-  numbers = {name: config.get(name) for name in ('r', 'lora_alpha')}
+  numbers = [(name, config.get(name)) for name in ('r', 'lora_alpha')]
   for name in ('rank_pattern', 'alpha_pattern'):
     patterns = config.get(name) or {}
     if not isinstance(patterns, dict) or not all(map(_is_pattern, patterns)):
       raise CheckpointError(f'{place}: {name} is {str(patterns)[:40]!r}, not numbers by patterns; download it again')
-    numbers |= patterns
-  for name, value in numbers.items():
+    numbers += patterns.items()
+  for name, value in numbers:
     if not (value is None or (isinstance(value, int | float) and math.isfinite(value))):
       raise CheckpointError(f'{place}: {name} is {str(value)[:40]!r}, not a number; download it again')
   return _Stated(config)
