@@ -215,7 +215,6 @@ def train(
   start = int(state.step)
   if main:
     write_whole(workdir / 'config.json', configs.to_json(config))
-  writer = metrics.Writer(workdir, resume_step=start, enabled=main, wandb=settings.wandb)
   peak = flops.peak(mesh.devices.flat[0].device_kind)
   journal = Journal(workdir, settings.patience, peak and peak * mesh.size, jax.process_index())
   averaged = lambda state: state.average if settings.ema else state.params
@@ -223,7 +222,7 @@ def train(
   # -- Loop --------------------------------------------------------------------------------------------------------
   stopped, step = False, start
   with (
-    contextlib.closing(writer),
+    contextlib.closing(metrics.Writer(workdir, resume_step=start, enabled=main, wandb=settings.wandb)) as writer,
     Watchdog(settings.hang_seconds, say) as watchdog,
     Steps(workdir / 'profile' if profile else None, start + 3) as traced,
     tqdm(

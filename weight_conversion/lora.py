@@ -344,8 +344,11 @@ class _Stated:
 def _stated(path: pathlib.Path, header: Mapping[str, str]) -> _Stated:
   """From ``adapter_config.json`` beside the file, or from the header of diffusers."""
   beside = path.with_name('adapter_config.json')
-  config = json.loads(beside.read_text() if beside.is_file() else header.get(METADATA, '{}'))
-  place = beside if beside.is_file() else f'{METADATA} of {path}'
+  if beside.is_file():
+    place, text = beside, beside.read_text()
+  else:
+    place, text = f'{METADATA} of {path}', header.get(METADATA, '{}')
+  config = json.loads(text)
   if not isinstance(config, dict):
     raise CheckpointError(f'{place} holds {str(config)[:40]!r} in place of an object; download it again')
   config = {key.removeprefix('transformer.'): value for key, value in config.items()}  # diffusers' name of the network
